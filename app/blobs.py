@@ -1,0 +1,173 @@
+"""Uploaded bytes: a local folder or an object store (S3, GCS, Azure), through obstore."""
+
+import asyncio
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import obstore
+from obstore.exceptions import BaseError
+from obstore.exceptions import NotFoundError as BlobNotFound
+from obstore.store import LocalStore, ObjectStore, from_url
+
+from app.errors import Broken, SluiceError, TooLarge, Transient, Unprocessable
+
+_READ_BYTES = 1024 * 1024
+
+
+class BlobsUnavailable(Transient):
+    """The blob store does not answer; check STORAGE_URL and its credentials."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBlob:
+    """What was learnt of a blob while it was stored."""
+
+    size_bytes: int
+    sha256: bytes
+    first_bytes: bytes
+
+
+class _Tap:
+    """Passes a stream on while it counts, hashes and limits it."""
+
+    def __init__(self, body: AsyncIterator[bytes], *, max_bytes: int) -> None:
+        self._body = body
+        self._max_bytes = max_bytes
+        self._hash = hashlib.sha256()
+        self.size_bytes = 0
+        self.first_bytes = b""
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for piece in self._body:
+            self.size_bytes += len(piece)
+            if self.size_bytes > self._max_bytes:
+                raise TooLarge(
+                    f"The file is larger than this server accepts ({self._max_bytes} bytes).", code="file_too_large"
+                )
+            if len(self.first_bytes) < _READ_BYTES:
+                self.first_bytes += piece[: 4096 - len(self.first_bytes)]
+            self._hash.update(piece)
+            yield piece
+
+    def stored(self) -> StoredBlob:
+        return StoredBlob(self.size_bytes, self._hash.digest(), self.first_bytes)
+
+
+class BlobStore:
+    """Blobs by key. A blob that `put` has returned is durable."""
+
+    def __init__(self, store: ObjectStore, folder: Path | None) -> None:
+        self._store = store
+        self._folder = folder
+
+    @classmethod
+    def open(cls, url: str) -> "BlobStore":
+        """The store behind `file:///folder`, `s3://bucket/prefix`, `gs://…` or `az://…`.
+
+        Raises:
+            Broken: the URL or its credentials cannot be used.
+        """
+        try:
+            if url.startswith("file://"):
+                folder = Path(url.removeprefix("file://"))
+                folder.mkdir(parents=True, exist_ok=True)
+                return cls(LocalStore(folder), folder)
+            return cls(from_url(url), None)
+        except (BaseError, ValueError, OSError) as exc:
+            raise Broken(f"STORAGE_URL: {exc}") from exc
+
+    async def put(self, key: str, body: AsyncIterator[bytes], *, max_bytes: int) -> StoredBlob:
+        """Store a stream under `key`; on any failure nothing is left behind.
+
+        Raises:
+            TooLarge: more than `max_bytes`.
+            BlobsUnavailable: the store fails.
+        """
+        tap = _Tap(body, max_bytes=max_bytes)
+        try:
+            await obstore.put_async(self._store, key, aiter(tap))
+            if self._folder is not None:
+                await asyncio.to_thread(_make_durable, self._folder / key)
+        except (BaseError, OSError) as exc:
+            # obstore wraps what the stream raised; a refusal of ours must stay one
+            refusal = _find_cause(exc)
+            if refusal is not None:
+                raise refusal from None
+            raise BlobsUnavailable from exc
+        return tap.stored()
+
+    async def read(self, key: str) -> AsyncIterator[bytes]:
+        """A blob's bytes, in pieces.
+
+        Raises:
+            Unprocessable: `blob_missing`.
+            BlobsUnavailable: the store fails.
+        """
+        try:
+            answer = await obstore.get_async(self._store, key)
+            async for piece in answer.stream(min_chunk_size=_READ_BYTES):
+                yield bytes(piece)
+        except (BlobNotFound, FileNotFoundError) as exc:
+            raise Unprocessable("blob_missing", "The file's bytes are no longer in the blob store.") from exc
+        except (BaseError, OSError) as exc:
+            raise BlobsUnavailable from exc
+
+    @asynccontextmanager
+    async def as_local_file(self, key: str) -> AsyncIterator[Path]:
+        """A path to the blob's bytes for as long as the block lasts; not to be written to.
+
+        Raises:
+            as `read`.
+        """
+        if self._folder is not None:
+            path = self._folder / key
+            if not path.exists():
+                raise Unprocessable("blob_missing", "The file's bytes are no longer in the blob store.")
+            yield path
+            return
+        folder = Path(tempfile.mkdtemp(prefix="sluice-blob-"))
+        try:
+            path = folder / "blob"
+            with path.open("wb") as target:
+                async for piece in self.read(key):
+                    await asyncio.to_thread(target.write, piece)
+            yield path
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    async def delete(self, key: str) -> None:
+        """Delete a blob; its absence is fine.
+
+        Raises:
+            BlobsUnavailable: the store fails.
+        """
+        try:
+            await obstore.delete_async(self._store, key)
+        except (BlobNotFound, FileNotFoundError):
+            return
+        except (BaseError, OSError) as exc:
+            raise BlobsUnavailable from exc
+
+
+def _make_durable(path: Path) -> None:
+    """Flush a new file and its folder's entry to the disk: obstore renames it into place without fsync."""
+    for target in (path, path.parent):
+        descriptor = os.open(target, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _find_cause(error: BaseException | None) -> SluiceError | None:
+    while error is not None:
+        if isinstance(error, SluiceError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None

@@ -1,0 +1,159 @@
+"""The commands themselves: each parses its options, calls one function and prints what a person wants to know."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import anyio
+import typer
+import uvicorn
+from rich.console import Console
+
+from app.cli import admin
+from app.cli.client import SluiceClient, find_files
+from app.cli.demo import run_demo
+from app.cli.doctor import print_findings
+from app.cli.place import DEFAULT_FOLDER, DataFolder, api_access, command_settings
+from app.cli.screen import ingest_with_progress, print_failures, print_hits, print_welcome
+from app.cli.service import ServicePlan, running_service, watch
+from app.errors import SluiceError
+from app.logging import configure_logging
+from app.settings import load_settings
+from app.worker import run_worker
+
+app = typer.Typer(
+    help="Sluice turns uploaded files into searchable vectors.", no_args_is_help=True, add_completion=False
+)
+app.add_typer(admin.keys, name="keys")
+app.add_typer(admin.embedding_keys, name="embedding-keys")
+app.add_typer(admin.users, name="users")
+app.add_typer(admin.groups, name="groups")
+
+Folder = Annotated[Path, typer.Option("--data", help="Where 'sluice up' keeps its data.", show_default=True)]
+Url = Annotated[str | None, typer.Option("--url", help="The API's base URL. [env: SLUICE_URL]")]
+ApiKey = Annotated[str | None, typer.Option("--api-key", help="The API key. [env: SLUICE_API_KEY]")]
+StoreName = Annotated[str, typer.Option("--store", help="The vector store's name or id.")]
+Host = Annotated[str, typer.Option(help="Address to listen on.")]
+Port = Annotated[int, typer.Option(help="Port to listen on.")]
+Processes = Annotated[int, typer.Option(min=1, max=64, help="API processes.")]
+Workers = Annotated[int, typer.Option(min=1, max=64, help="Worker processes.")]
+
+
+@app.command()
+def up(
+    *,
+    folder: Folder = DEFAULT_FOLDER,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    processes: Processes = 1,
+    workers: Workers = 1,
+) -> None:
+    """Start the whole service and keep it running until Ctrl-C.
+
+    Postgres, Redis, the embedder and the blob store are built in; each gives way to a real one as soon as
+    DATABASE_URL, REDIS_URL, RAG_OPENAI_API_KEY or STORAGE_URL is set.
+    """
+    console = Console()
+    plan = ServicePlan(folder, host, port, processes, workers)
+    with running_service(plan, _say(console)) as service:
+        print_welcome(console, service, folder)
+        watch(service, DataFolder(folder))
+    console.print("stopped")
+
+
+@app.command()
+def demo(*, folder: Folder = DEFAULT_FOLDER / "demo", port: Port = 8765) -> None:
+    """Start everything, ingest the sample documents, run three searches, stop everything."""
+    run_demo(folder, port, Console())
+
+
+@app.command()
+def serve(*, host: Host = "127.0.0.1", port: Port = 8000, processes: Processes = 1) -> None:
+    """Run the HTTP API until SIGTERM."""
+    settings = load_settings()
+    configure_logging(level=settings.log_level)
+    uvicorn.run(
+        "app.main:app_from_environment",
+        factory=True,
+        host=host,
+        port=port,
+        workers=processes,
+        loop="uvloop",
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=25,
+        server_header=False,
+    )
+
+
+@app.command()
+def worker() -> None:
+    """Run a worker until SIGTERM."""
+    settings = load_settings()
+    configure_logging(level=settings.log_level)
+    anyio.run(run_worker, settings, backend_options={"use_uvloop": True})
+
+
+@app.command()
+def ingest(
+    paths: Annotated[list[Path], typer.Argument(help="Files and folders.")],
+    *,
+    store: StoreName,
+    folder: Folder = DEFAULT_FOLDER,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Upload files and folders into a vector store and wait until they are searchable.
+
+    The store is made if there is none of this name. Exits with 1 if any file failed, and says why.
+    """
+    console = Console()
+    files = find_files(paths)
+    with SluiceClient(*api_access(folder, url=url, api_key=api_key)) as client:
+        failures = ingest_with_progress(console, client, files, store)
+    print_failures(console, failures, total=len(files))
+    if failures:
+        raise typer.Exit(1)
+
+
+@app.command()
+def search(
+    query: Annotated[str, typer.Argument(help="What to look for.")],
+    *,
+    store: StoreName,
+    limit: Annotated[int, typer.Option(min=1, max=50, help="Most hits.")] = 5,
+    folder: Folder = DEFAULT_FOLDER,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Search a vector store and print the hits."""
+    console = Console()
+    with SluiceClient(*api_access(folder, url=url, api_key=api_key)) as client:
+        store_id = client.find_store(store)
+        if store_id is None:
+            raise typer.BadParameter(f"there is no vector store named '{store}'", param_hint="--store")
+        print_hits(console, query, client.search(store_id, query, limit=limit))
+
+
+@app.command()
+def doctor(*, folder: Folder = DEFAULT_FOLDER) -> None:
+    """Check the whole database for broken invariants; exits with 1 and a list if there are any."""
+    findings = anyio.run(print_findings, Console(), command_settings(folder))
+    if findings:
+        raise typer.Exit(1)
+
+
+def _say(console: Console) -> Callable[[str], None]:
+    return lambda text: console.print(f"[dim]· {text}[/dim]")
+
+
+def main() -> None:
+    """Run the command; an error that we know is one line, not a traceback."""
+    os.umask(0o077)  # what the command writes (keys, databases, uploads) is its user's own
+    try:
+        app()
+    except SluiceError as exc:
+        Console(stderr=True).print(f"[red]sluice:[/red] {exc}", highlight=False, soft_wrap=True)
+        sys.exit(1)

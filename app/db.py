@@ -1,0 +1,85 @@
+"""Postgres: one asyncpg pool a process, and `transaction()`, the only place that begins and commits."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, TypeAlias
+
+import asyncpg
+
+from app.errors import Broken, Transient
+
+# generic for the type checker only (asyncpg-stubs), hence the quotes
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
+Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
+
+_PASSING = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.TransactionRollbackError,  # deadlock, serialization
+    asyncpg.InsufficientResourcesError,
+    asyncpg.OperatorInterventionError,  # shutting down, backend terminated, cannot connect now
+)
+
+
+class DatabaseUnavailable(Transient):
+    """Postgres does not answer; check DATABASE_URL and that the server runs."""
+
+
+async def _prepare_connection(conn: Any) -> None:
+    await conn.set_type_codec("jsonb", encoder=json.dumps, decoder=json.loads, schema="pg_catalog")
+
+
+async def open_pool(url: str, *, max_size: int, application_name: str) -> Pool:
+    """A pool of at most `max_size` connections; jsonb comes and goes as Python values.
+
+    Raises:
+        DatabaseUnavailable: nobody answers at `url`.
+        Broken: the server answers but refuses us (password, database name).
+    """
+    try:
+        return await asyncpg.create_pool(
+            url,
+            min_size=1,
+            max_size=max_size,
+            init=_prepare_connection,
+            timeout=10,
+            server_settings={
+                "application_name": application_name,
+                # a frozen process that holds a row lock must not block its rescuers for ever
+                "idle_in_transaction_session_timeout": "15s",
+                "plan_cache_mode": "force_custom_plan",  # partition pruning needs the shard's value
+            },
+        )
+    except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as exc:
+        raise Broken(f"DATABASE_URL: {exc}") from exc
+    except _PASSING as exc:
+        raise DatabaseUnavailable from exc
+
+
+@asynccontextmanager
+async def connection(pool: Pool) -> AsyncIterator[Connection]:
+    """A connection outside a transaction: each statement commits by itself.
+
+    Raises:
+        DatabaseUnavailable: the connection was lost, or Postgres asks to try again (deadlock, shutdown).
+    """
+    try:
+        async with pool.acquire(timeout=10) as conn:
+            yield conn
+    except _PASSING as exc:
+        raise DatabaseUnavailable(f"Postgres: {type(exc).__name__}: {exc}") from exc
+
+
+@asynccontextmanager
+async def transaction(pool: Pool) -> AsyncIterator[Connection]:
+    """One READ COMMITTED transaction: commits when the block ends, rolls back on any error.
+
+    Raises:
+        DatabaseUnavailable: as `connection`; whether a commit that was cut off took effect is then unknown,
+            which is why every write of ours can be repeated.
+    """
+    async with connection(pool) as conn, conn.transaction():
+        yield conn

@@ -1,0 +1,109 @@
+"""The job queue as Sluice uses it: a doorbell. Postgres holds the work; a hint that is lost costs seconds."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from uuid import UUID
+
+import structlog
+from redis.exceptions import RedisError
+
+from app.jobs import ArqRedis, JobRequest, JobView, jobs_status, view_job
+from app.records.ingestions import Hint
+from app.settings import QUEUE_NAME, Settings
+
+FUNCTION_NAME = "app.worker.process_file_job"
+"""Importable, so that a stock `rq worker` can run the jobs too."""
+
+_BUDGET_SECONDS = 0.25
+_BREAK_SECONDS = 2.0
+"""After a failure nobody knocks for so long: an upload must not wait for a Redis that is away."""
+_MOST_HINTS_A_CALL = 500
+
+logger = structlog.stdlib.get_logger(__name__)
+
+
+def job_id_of(ingestion_id: UUID, fence: int) -> str:
+    """The RQ job id of one attempt."""
+    return f"{QUEUE_NAME}_{ingestion_id.hex}_{fence}"
+
+
+class Doorbell:
+    """Rings workers about ingestions; `redis` None means ENABLE_JOB_QUEUE=false."""
+
+    def __init__(self, redis: ArqRedis | None, settings: Settings) -> None:
+        self._redis = redis
+        self._settings = settings
+        self._broken_until = 0.0
+
+    @property
+    def is_enabled(self) -> bool:
+        """Whether there is a queue at all."""
+        return self._redis is not None
+
+    async def is_job_queue_available(self) -> bool:
+        """Whether Redis answers now, within the budget."""
+        if self._redis is None:
+            return False
+        try:
+            async with asyncio.timeout(_BUDGET_SECONDS * 4):
+                await self._redis.ping()
+        except (RedisError, OSError, TimeoutError):
+            return False
+        self._broken_until = 0.0
+        return True
+
+    async def enqueue_file_processing_jobs(self, hints: Sequence[Hint]) -> bool:
+        """Enqueue one job a hint, in one round trip for up to 500; False if Redis did not take them all in time.
+
+        Call it after the commit. A job carries ids only; enqueuing the same attempt twice is one job.
+        """
+        if not hints:
+            return True
+        if self._redis is None or time.monotonic() < self._broken_until:
+            return False
+        try:
+            for start in range(0, len(hints), _MOST_HINTS_A_CALL):
+                part = hints[start : start + _MOST_HINTS_A_CALL]
+                async with asyncio.timeout(_BUDGET_SECONDS + len(part) * 0.002):
+                    await self._redis.enqueue_jobs([self._request(hint) for hint in part])
+        except (RedisError, OSError, TimeoutError) as exc:
+            self._broken_until = time.monotonic() + _BREAK_SECONDS
+            logger.warning("job queue unavailable, files are taken from Postgres", error=type(exc).__name__)
+            return False
+        return True
+
+    async def get_job_status(self, job_id: str) -> JobView | None:
+        """What RQ says of a job; None if it knows none, or nobody can be asked.
+
+        Raises:
+            RedisError, OSError: Redis is away.
+        """
+        if self._redis is None:
+            return None
+        return await view_job(self._redis, job_id)
+
+    async def statuses(self, job_ids: Sequence[str]) -> dict[str, str | None]:
+        """RQ's status word for each job, None where it knows none.
+
+        Raises:
+            RedisError, OSError: Redis is away.
+        """
+        if self._redis is None or not job_ids:
+            return {}
+        return await jobs_status(self._redis, job_ids)
+
+    def _request(self, hint: Hint) -> JobRequest:
+        settings = self._settings
+        key_id = None if hint.embedding_key_id is None else str(hint.embedding_key_id)
+        return JobRequest(
+            FUNCTION_NAME,
+            args=(str(hint.ingestion_id), str(hint.user_id), key_id),
+            job_id=job_id_of(hint.ingestion_id, hint.next_fence),
+            queue_name=QUEUE_NAME,
+            defer_by=timedelta(seconds=hint.delay_seconds) if hint.delay_seconds else None,
+            timeout=settings.job_timeout,
+            result_ttl=settings.job_result_ttl,
+            failure_ttl=settings.job_failure_ttl,
+        )

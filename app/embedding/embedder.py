@@ -1,0 +1,98 @@
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from app.embedding.dispatch import Dispatcher
+from app.embedding.limiter import Clock
+from app.embedding.local import LocalEmbeddings
+from app.embedding.openai_api import OpenAIEmbeddings
+from app.embedding.packing import Call, estimated_tokens
+from app.embedding.values import Embedded, EmbeddingCredential, EmbeddingModel
+from app.errors import Unprocessable
+from app.settings import LOCAL_DIMENSIONS
+
+PATIENCE_SECONDS = 60.0
+LOCAL_THREADS = 2
+
+
+class Embedder:
+    """Turns texts into vectors; one per process and event loop, opened with `async with`."""
+
+    def __init__(
+        self,
+        *,
+        batch_size: int,
+        concurrency: int,
+        timeout_seconds: float,
+        patience_seconds: float = PATIENCE_SECONDS,
+        local_threads: int = LOCAL_THREADS,
+        clock: Clock | None = None,
+    ) -> None:
+        """Set the limits of what `embed` may do.
+
+        Args:
+            batch_size: most texts in one request.
+            concurrency: most requests under way at once for one key.
+            timeout_seconds: how long one request may take.
+            patience_seconds: how long after its first try a request is made again, and how long a pause that
+                the API asked for is waited out; beyond it, `Transient`.
+            local_threads: threads of the built-in model.
+            clock: time, for tests.
+        """
+        self._api = OpenAIEmbeddings(timeout_seconds=timeout_seconds)
+        self._local = LocalEmbeddings(threads=local_threads)
+        self._dispatcher = Dispatcher(
+            self._api,
+            batch_size=batch_size,
+            concurrency=concurrency,
+            patience_seconds=patience_seconds,
+            clock=clock or Clock(),
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._dispatcher.aclose()
+        await self._api.aclose()
+        await self._local.aclose()
+
+    async def embed(
+        self, texts: Sequence[str], *, model: EmbeddingModel, credential: EmbeddingCredential | None
+    ) -> Embedded:
+        """The vectors of `texts`, shape (texts, model.dimensions), in their order, and what they cost.
+
+        Calls that wait at the same time with one credential and model share requests. A cancelled call's texts that
+        have not left stay here. The built-in model needs no credential.
+
+        Raises:
+            Unprocessable: `no_embedding_key`; `key_rejected` (also when its account is out of quota);
+                `embedding_refused` for texts or a model that the API does not take; `dimension_mismatch`.
+            Transient: the API limits the rate, fails or talks nonsense, for longer than we are patient.
+        """
+        if not texts:
+            return Embedded(np.empty((0, model.dimensions), dtype=np.float32), 0)
+        if model.is_local:
+            return await self._embed_locally(texts, model)
+        if credential is None:
+            raise Unprocessable(
+                "no_embedding_key",
+                f"No embedding key is set for {model.name}; add one, or ask who runs this server.",
+            )
+        call = Call(texts, dimensions=model.dimensions)
+        self._dispatcher.submit(call, model=model, credential=credential)
+        return await call.embedded
+
+    async def _embed_locally(self, texts: Sequence[str], model: EmbeddingModel) -> Embedded:
+        if model.dimensions != LOCAL_DIMENSIONS:
+            raise Unprocessable(
+                "dimension_mismatch",
+                f"{model.name} answers vectors of {LOCAL_DIMENSIONS} dimensions where {model.dimensions} "
+                "are expected; use a vector store with the model's own dimensions, or another model.",
+            )
+        estimated_tokens(texts)  # refuses what no embedder takes
+        return Embedded(await self._local.embed(texts), billed_tokens=0)

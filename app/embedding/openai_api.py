@@ -1,0 +1,115 @@
+"""One request to an OpenAI-compatible embeddings API, through the official SDK."""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from urllib.parse import urlsplit
+
+import openai
+from openai import APIConnectionError, APIStatusError, AsyncOpenAI, DefaultAsyncHttpxClient, omit
+
+from app.embedding.answers import Answer, read_answer
+from app.embedding.faults import Fault, fault_of_status
+from app.embedding.values import EmbeddingCredential, EmbeddingModel
+
+MAX_CLIENTS = 256
+CONNECT_SECONDS = 10.0
+
+
+class OpenAIEmbeddings:
+    """Requests to any number of OpenAI-compatible APIs, over one pool of connections.
+
+    Every credential has its own SDK client; the clients share connections (the key goes with each request) but no
+    cookies, which could make one tenant's request look like another's.
+    """
+
+    def __init__(self, *, timeout_seconds: float) -> None:
+        self._timeout_seconds = timeout_seconds
+        self._connections = DefaultAsyncHttpxClient(
+            timeout=openai.Timeout(timeout_seconds, connect=min(CONNECT_SECONDS, timeout_seconds)),
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
+        )
+        self._clients: OrderedDict[EmbeddingCredential, AsyncOpenAI] = OrderedDict()
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        self._clients.clear()
+        await self._connections.aclose()
+
+    async def request(
+        self, texts: Sequence[str], *, model: EmbeddingModel, credential: EmbeddingCredential
+    ) -> Answer | Fault:
+        """Ask once for the vectors of `texts` (not empty); whatever goes wrong on the way comes back as a value."""
+        where = f"{model.name} at {credential.host}"
+        if fault := _unusable(credential, model=model):
+            return fault
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                body = await self._post(texts, model=model, credential=credential)
+        except APIStatusError as error:
+            return fault_of_status(
+                error.status_code,
+                error.response.headers,
+                error.response.content,
+                model=model,
+                credential=credential,
+                now=datetime.now(UTC),
+            )
+        except (TimeoutError, openai.APITimeoutError):
+            sentence = f"The API for {where} did not answer within {self._timeout_seconds:g} seconds."
+            return Fault("passing", sentence)
+        except APIConnectionError as error:
+            reason = type(error.__cause__ or error).__name__
+            return Fault("passing", f"The API for {where} cannot be reached ({reason}).")
+        return read_answer(body, texts=len(texts), model=model, credential=credential)
+
+    async def _post(self, texts: Sequence[str], *, model: EmbeddingModel, credential: EmbeddingCredential) -> bytes:
+        """The body of a 2xx. Read by us: the SDK's models cost a Python object per number."""
+        # None of OPENAI_ORG_ID and OPENAI_PROJECT_ID, which the SDK adds: they are not this key's.
+        headers: dict[str, str | openai.Omit] = {"OpenAI-Organization": omit, "OpenAI-Project": omit}
+        if not credential.secret.get_secret_value():
+            headers["Authorization"] = omit
+        answer = await self._client(credential).embeddings.with_raw_response.create(
+            input=list(texts),
+            model=model.name,
+            encoding_format="base64",
+            dimensions=model.dimensions if _takes_dimensions(model) else omit,
+            extra_headers=headers,
+        )
+        return answer.content
+
+    def _client(self, credential: EmbeddingCredential) -> AsyncOpenAI:
+        client = self._clients.pop(credential, None) or AsyncOpenAI(
+            api_key=credential.secret.get_secret_value() or "none",
+            base_url=credential.base_url,
+            http_client=self._connections,
+            max_retries=0,
+        )
+        self._clients[credential] = client
+        if len(self._clients) > MAX_CLIENTS:
+            self._clients.popitem(last=False)
+        return client
+
+
+def _takes_dimensions(model: EmbeddingModel) -> bool:
+    """Whether the API lets us choose the width; routers put the maker before the name ("openai/…")."""
+    return model.name.rpartition("/")[2].startswith("text-embedding-3")
+
+
+def _unusable(credential: EmbeddingCredential, *, model: EmbeddingModel) -> Fault | None:
+    """The fault of a credential that cannot even be sent; HTTP libraries would quote it in their errors."""
+    secret = credential.secret.get_secret_value()
+    if not (secret.isascii() and secret.isprintable()) or " " in secret:
+        sentence = f"The embedding key for {model.name} holds characters that no key has; enter it again."
+        return Fault("lane", sentence, failure="key_rejected")
+    try:
+        url = urlsplit(credential.base_url)
+        usable = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        sentence = f"The base URL of the embedding key for {model.name} is not an http(s) address; correct it."
+        return Fault("lane", sentence, failure="embedding_refused")
+    return None

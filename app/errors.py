@@ -1,0 +1,109 @@
+"""Every error that Sluice raises on purpose.
+
+SluiceError
+├── Refused        the caller's fault: an HTTP status and a sentence that says how to mend it
+│   ├── BadRequest 400 · Unauthorized 401 · Forbidden 403 · NotFound 404 · Conflict 409 · TooLarge 413
+│   └── Unprocessable   a file or key that no retry can help; ends an ingestion as `failed`
+├── Transient      may heal: try again, `retry_after_seconds` from now if the other side said when
+└── Broken         ours: a set-up or invariant that is wrong
+"""
+
+from typing import ClassVar, Literal
+
+FailureCode = Literal[
+    "no_embedding_key",
+    "key_revoked",
+    "key_rejected",
+    "unsupported_file",
+    "unreadable_file",
+    "encrypted_file",
+    "empty_text",
+    "too_much_text",
+    "parser_memory",
+    "parser_timeout",
+    "parser_crashed",
+    "embedding_refused",
+    "dimension_mismatch",
+    "blob_missing",
+    "poison",
+    "attempts_exhausted",
+    "internal_error",
+]
+"""The closed list of reasons why an ingestion may end `failed`; README explains each."""
+
+
+class SluiceError(Exception):
+    """Something went wrong."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or type(self).__doc__ or type(self).__name__)
+
+
+class Refused(SluiceError):
+    """The request was refused."""
+
+    status: ClassVar[int] = 400
+    error_type: ClassVar[str] = "invalid_request_error"
+
+    def __init__(self, message: str | None = None, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
+
+
+class BadRequest(Refused):
+    """The request is not valid."""
+
+
+class Unauthorized(Refused):
+    """No API key was given: send it as 'Authorization: Bearer sk-…'."""
+
+    status = 401
+    error_type = "authentication_error"
+
+
+class Forbidden(Refused):
+    """This API key may not do that."""
+
+    status = 403
+    error_type = "permission_error"
+
+
+class NotFound(Refused):
+    """No such object."""
+
+    status = 404
+
+
+class Conflict(Refused):
+    """The object is in a state that does not allow this."""
+
+    status = 409
+
+
+class TooLarge(Refused):
+    """The upload is larger than this server accepts."""
+
+    status = 413
+
+
+class Unprocessable(Refused):
+    """This file cannot be ingested, and trying again would not help."""
+
+    status = 422
+
+    def __init__(self, failure: FailureCode, message: str) -> None:
+        super().__init__(message, code=failure)
+        self.failure: FailureCode = failure
+
+
+class Transient(SluiceError):
+    """A part that Sluice depends on failed for the moment."""
+
+    def __init__(self, message: str | None = None, *, retry_after_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class Broken(SluiceError):
+    """Sluice itself is set up wrongly or broke one of its own rules."""

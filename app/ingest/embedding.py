@@ -1,0 +1,84 @@
+"""Vectors for a file's chunks: what was paid for before is reused, each distinct text is embedded once."""
+
+import hashlib
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.db import connection, transaction
+from app.embedding import EmbeddingCredential, EmbeddingModel
+from app.records.embedded_texts import find_embedded, keep_embedded
+from app.resources import Resources
+
+Vectors = NDArray[np.float32]
+ReportProgress = Callable[[int, int], Awaitable[None]]
+"""Called with (texts done so far, tokens billed since the last call)."""
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingOrder:
+    """Which model embeds, who owns the result, who pays; `credential` None is the local model."""
+
+    owner_id: UUID
+    model: EmbeddingModel
+    credential: EmbeddingCredential | None
+
+
+async def embed_texts(
+    resources: Resources, order: EmbeddingOrder, texts: Sequence[str], report: ReportProgress
+) -> Vectors:
+    """The vectors (len(texts), dimensions) of `texts`, in order.
+
+    Raises:
+        Unprocessable, Transient: as `Embedder.embed`; what was embedded before the error is kept.
+    """
+    digests = [hashlib.sha256(text.encode()).digest() for text in texts]
+    distinct = dict(zip(digests, texts, strict=True))
+    known = await _find_known(resources, order, list(distinct))
+    missing = [digest for digest in distinct if digest not in known]
+    settings = resources.settings
+    step = settings.rag_embedding_batch_size * settings.embedding_concurrency
+    for start in range(0, len(missing), step):
+        part = missing[start : start + step]
+        embedded = await resources.embedder.embed(
+            [distinct[digest] for digest in part], model=order.model, credential=order.credential
+        )
+        fresh = dict(zip(part, embedded.vectors, strict=True))
+        await _keep(resources, order, fresh)
+        known |= fresh
+        await report(len(known), embedded.billed_tokens)
+    return np.stack([known[digest] for digest in digests])
+
+
+async def _find_known(
+    resources: Resources, order: EmbeddingOrder, digests: Sequence[bytes]
+) -> dict[bytes, Vectors]:
+    if order.model.is_local:  # costs nothing to do again
+        return {}
+    async with connection(resources.pool) as conn:
+        kept = await find_embedded(
+            conn,
+            owner_id=order.owner_id,
+            model=order.model.name,
+            dimensions=order.model.dimensions,
+            digests=digests,
+        )
+    return {digest: np.frombuffer(raw, dtype="<f2").astype(np.float32) for digest, raw in kept.items()}
+
+
+async def _keep(resources: Resources, order: EmbeddingOrder, fresh: dict[bytes, Vectors]) -> None:
+    if order.model.is_local:
+        return
+    with np.errstate(over="ignore"):  # the codec refuses what does not fit, with a reason
+        halves = {digest: vector.astype("<f2").tobytes() for digest, vector in fresh.items()}
+    async with transaction(resources.pool) as conn:
+        await keep_embedded(
+            conn,
+            owner_id=order.owner_id,
+            model=order.model.name,
+            dimensions=order.model.dimensions,
+            embeddings=halves,
+        )

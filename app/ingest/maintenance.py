@@ -1,0 +1,105 @@
+"""The sweep repairs what crashes leave behind; the drain takes work straight from Postgres without a queue."""
+
+import math
+
+import anyio
+import structlog
+from anyio.abc import TaskGroup
+
+from app.db import transaction
+from app.errors import Transient
+from app.ingest.process import Processor
+from app.records.embedded_texts import forget_old_embedded
+from app.records.ingestions import Claim, claim_due, mark_unhinted, take_back_expired, take_unhinted
+from app.resources import Resources
+
+_LEADER_LOCK = 0x534C55494345  # "SLUICE"
+_MOST_CRASHES = 3
+_HINTS_A_SWEEP = 1000
+_SILENT_SWEEPS = 6
+"""A due row is hinted again after so many sweeps without being claimed."""
+_API_CONCURRENCY = 2
+_DRAIN_POLL_SECONDS = 0.5
+
+logger = structlog.stdlib.get_logger(__name__)
+
+
+async def run_maintenance(resources: Resources, *, name: str) -> None:
+    """Sweep, and drain while there is no queue, in an API process; until cancelled."""
+    processor = Processor(resources, name=name)
+    async with processor.keeping_leases():
+        await maintain(processor, concurrency=min(_API_CONCURRENCY, resources.settings.worker_concurrency))
+
+
+async def maintain(processor: Processor, *, concurrency: int) -> None:
+    """Sweep and drain, with at most `concurrency` drained files at once; until cancelled."""
+    limiter = anyio.CapacityLimiter(concurrency)
+    interval = processor.resources.settings.sweep_interval_seconds
+    next_sweep = -math.inf
+    async with anyio.create_task_group() as group:
+        while True:
+            has_queue, drained = False, 0
+            try:
+                has_queue = await processor.resources.doorbell.is_job_queue_available()
+                if anyio.current_time() >= next_sweep:
+                    next_sweep = anyio.current_time() + interval
+                    await sweep(processor.resources, has_queue=has_queue)
+                if not has_queue:
+                    drained = await _drain(processor, group, limiter)
+            except Transient as exc:
+                logger.warning("sweep skipped", error=str(exc))
+            if not drained:
+                await anyio.sleep(interval if has_queue else min(interval, _DRAIN_POLL_SECONDS))
+
+
+async def sweep(resources: Resources, *, has_queue: bool) -> None:
+    """Take back expired leases and ring again for due work that nobody was told of.
+
+    One process at a time, by an advisory lock; the others return at once.
+
+    Raises:
+        DatabaseUnavailable: Postgres is away.
+    """
+    settings = resources.settings
+    hints = []
+    async with transaction(resources.pool) as conn:
+        if not await conn.fetchval("SELECT pg_try_advisory_xact_lock($1)", _LEADER_LOCK):
+            return
+        taken_back = await take_back_expired(conn, most_crashes=_MOST_CRASHES)
+        await forget_old_embedded(conn)
+        if has_queue:
+            hints = await take_unhinted(
+                conn, limit=_HINTS_A_SWEEP, silent_seconds=_SILENT_SWEEPS * settings.sweep_interval_seconds
+            )
+    if taken_back:
+        logger.warning("leases taken back", ingestions=taken_back)
+    if hints and not await resources.doorbell.enqueue_file_processing_jobs(hints):
+        async with transaction(resources.pool) as conn:
+            await mark_unhinted(conn, hints)
+
+
+async def _drain(processor: Processor, group: TaskGroup, limiter: anyio.CapacityLimiter) -> int:
+    """Claim as many due files as there are free places and start them; how many."""
+    free = int(limiter.available_tokens)
+    if free < 1:
+        return 0
+    settings = processor.resources.settings
+    async with transaction(processor.resources.pool) as conn:
+        claims = await claim_due(conn, limit=free, lease_seconds=settings.lease_seconds, worker=processor.name)
+    for held in claims:
+        borrower = object()
+        limiter.acquire_on_behalf_of_nowait(borrower)
+        group.start_soon(_run_and_release, processor, held, limiter, borrower)
+    return len(claims)
+
+
+async def _run_and_release(
+    processor: Processor, held: Claim, limiter: anyio.CapacityLimiter, borrower: object
+) -> None:
+    try:
+        await processor.run(held)
+    except Transient as exc:
+        # the outcome could not be written: the lease ends, and the sweep takes the row back
+        logger.warning("outcome not written", ingestion=held.ingestion_id.hex, error=str(exc))
+    finally:
+        limiter.release_on_behalf_of(borrower)

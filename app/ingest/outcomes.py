@@ -1,0 +1,67 @@
+"""How an attempt ends, as a value; and the one decision about retries."""
+
+from dataclasses import dataclass
+
+from app.errors import Broken, FailureCode, SluiceError, Transient, Unprocessable
+
+_MOST_BACKOFF_SECONDS = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """Every chunk is in every store, committed."""
+
+    chunks: int
+    stores: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """It ends here, with a reason for a person."""
+
+    code: FailureCode
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class RetryLater:
+    """Something that may heal went wrong."""
+
+    delay_seconds: float
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Superseded:
+    """The claim was lost, or there was nothing to claim: cancelled, detached, settled, or another's now."""
+
+
+Outcome = Completed | Failed | RetryLater | Superseded
+
+
+def outcome_of(
+    error: Exception, *, attempts: int, most_retries: int, retry_delay_seconds: float
+) -> Failed | RetryLater:
+    """What a failed attempt leads to; `attempts` counts this one.
+
+    Refusals fail at once. What may heal, and bugs of ours, are tried `most_retries` more times, the delay
+    doubling from `retry_delay_seconds` up to an hour, never shorter than the other side asked for.
+    """
+    if isinstance(error, Unprocessable):
+        return Failed(error.failure, str(error))
+    message = _for_a_person(error)
+    if attempts > most_retries:
+        code: FailureCode = "attempts_exhausted" if isinstance(error, Transient) else "internal_error"
+        return Failed(code, f"Gave up after {attempts} attempts; the last error: {message}")
+    delay = min(retry_delay_seconds * 2 ** (attempts - 1), _MOST_BACKOFF_SECONDS)
+    asked = error.retry_after_seconds if isinstance(error, Transient) else None
+    return RetryLater(max(delay, asked or 0.0), message)
+
+
+def _for_a_person(error: Exception) -> str:
+    """Our own errors' texts are written for clients; a foreign one's may hold anything, so only its name."""
+    if isinstance(error, SluiceError) and not isinstance(error, Broken):
+        return str(error)
+    if isinstance(error, TimeoutError):
+        return "The attempt took longer than JOB_TIMEOUT allows."
+    return f"An internal error ({type(error).__name__}); the server's log has the details."

@@ -1,0 +1,75 @@
+"""Everything before the write: read, extract, chunk, embed, encode. No connection is held meanwhile."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from app.credentials import credential_for
+from app.db import connection
+from app.embedding import EmbeddingModel
+from app.extraction import Chunking
+from app.ingest.embedding import EmbeddingOrder, embed_texts
+from app.records.files import blob_key
+from app.records.ingestions import Claim, note_billed, note_progress
+from app.records.store_files import list_targets
+from app.resources import Resources
+from app.vector.codec import EncodedChunks, encode_chunks
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedFile:
+    """A file ready to be written: its chunks, encoded once for each model that its stores use."""
+
+    chunk_count: int
+    encoded: Mapping[EmbeddingModel, EncodedChunks]
+
+
+async def prepare(resources: Resources, held: Claim) -> PreparedFile:
+    """Extract, chunk and embed a claimed file, for as many models as its stores use: usually one.
+
+    Raises:
+        Unprocessable: the file or the key is at fault; known as early as possible, before anything is parsed
+            or paid for.
+        Transient: a part failed that may heal.
+    """
+    orders = await _orders(resources, held)
+    texts = await _extract(resources, held)
+    encoded = {}
+    for order in orders:
+
+        async def report(done: int, billed_tokens: int) -> None:
+            async with connection(resources.pool) as conn:
+                await note_progress(
+                    conn, held, stage="embedding", chunks_total=len(texts), chunks_embedded=min(done, len(texts))
+                )
+                if billed_tokens:
+                    await note_billed(conn, held, billed_tokens)
+
+        vectors = await embed_texts(resources, order, texts, report)
+        encoded[order.model] = await asyncio.to_thread(encode_chunks, held.file_id, texts, vectors)
+    return PreparedFile(len(texts), encoded)
+
+
+async def _orders(resources: Resources, held: Claim) -> list[EmbeddingOrder]:
+    async with connection(resources.pool) as conn:
+        targets = await list_targets(conn, held.ingestion_id)
+        models = dict.fromkeys(EmbeddingModel(target.model, target.dimensions) for target in targets)
+        return [
+            EmbeddingOrder(
+                held.user_id,
+                model,
+                await credential_for(conn, model, held.embedding_key_id, resources.settings),
+            )
+            for model in models
+        ]
+
+
+async def _extract(resources: Resources, held: Claim) -> Sequence[str]:
+    async with connection(resources.pool) as conn:
+        await note_progress(conn, held, stage="extracting")
+    chunking = Chunking(held.max_chunk_size_tokens, held.chunk_overlap_tokens)
+    async with resources.blobs.as_local_file(blob_key(held.file_id)) as path:
+        document = await resources.extractor.extract(
+            path, filename=held.filename, media_type=held.media_type, chunking=chunking
+        )
+    return [chunk.text for chunk in document.chunks]

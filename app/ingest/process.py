@@ -1,0 +1,115 @@
+"""Running one ingestion: claim, run, settle."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from uuid import UUID
+
+import anyio
+import structlog
+
+from app.db import connection, transaction
+from app.errors import Transient
+from app.ingest.commit import save_docs_to_multiple_collections
+from app.ingest.leases import LeaseKeeper
+from app.ingest.outcomes import Completed, Failed, Outcome, RetryLater, Superseded, outcome_of
+from app.ingest.prepare import prepare
+from app.records.ingestions import Claim, Hint, claim, fail, give_back, note_progress, retry_later
+from app.resources import Resources
+
+_WRITERS = 2
+"""More connections writing at once only add latency (VECTORS.md D)."""
+_GIVE_BACK_SECONDS = 3.0
+
+logger = structlog.stdlib.get_logger(__name__)
+
+
+class Processor:
+    """Runs ingestions in this process, whoever rang: a job from the queue or the drain."""
+
+    def __init__(self, resources: Resources, *, name: str) -> None:
+        self.resources = resources
+        self.name = name
+        self._leases = LeaseKeeper(resources.pool, lease_seconds=resources.settings.lease_seconds)
+        self._writers = asyncio.Semaphore(_WRITERS)
+
+    async def process(self, ingestion_id: UUID) -> Outcome:
+        """Claim an ingestion and run it to its outcome."""
+        settings = self.resources.settings
+        async with connection(self.resources.pool) as conn:
+            held = await claim(conn, ingestion_id, lease_seconds=settings.lease_seconds, worker=self.name)
+        return Superseded() if held is None else await self.run(held)
+
+    async def run(self, held: Claim) -> Outcome:
+        """Run a claimed ingestion and settle it; a cancelled run (shutdown) gives its claim back."""
+        log = logger.bind(ingestion=held.ingestion_id.hex, fence=held.fence, filename=held.filename)
+        outcome: Outcome = Superseded()
+        try:
+            with self._leases.hold(held) as lease:
+                outcome = await self._attempt(held)
+            if lease.is_lost:
+                outcome = Superseded()
+        except asyncio.CancelledError:
+            await self._give_back(held)
+            raise
+        await self._settle(held, outcome)
+        log.info(
+            "ingestion attempt ended", outcome=type(outcome).__name__, reason=getattr(outcome, "message", None)
+        )
+        return outcome
+
+    @asynccontextmanager
+    async def keeping_leases(self) -> AsyncIterator[None]:
+        """Beat for all held leases while the block runs."""
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._leases.beat_forever)
+            try:
+                yield
+            finally:
+                group.cancel_scope.cancel()
+
+    async def _attempt(self, held: Claim) -> Outcome:
+        settings = self.resources.settings
+        try:
+            async with asyncio.timeout(settings.job_timeout):
+                prepared = await prepare(self.resources, held)
+                async with connection(self.resources.pool) as conn:
+                    await note_progress(
+                        conn,
+                        held,
+                        stage="writing",
+                        chunks_total=prepared.chunk_count,
+                        chunks_embedded=prepared.chunk_count,
+                    )
+                async with self._writers, transaction(self.resources.pool) as conn:
+                    stores = await save_docs_to_multiple_collections(conn, held, prepared)
+        except Exception as exc:  # the job boundary: whatever it was, the status must say so
+            if not isinstance(exc, Transient):
+                logger.info("attempt failed", ingestion=held.ingestion_id.hex, exc_info=exc)
+            return outcome_of(
+                exc,
+                attempts=held.attempts,
+                most_retries=settings.job_max_retries,
+                retry_delay_seconds=settings.job_retry_delay,
+            )
+        return Superseded() if stores is None else Completed(prepared.chunk_count, stores)
+
+    async def _settle(self, held: Claim, outcome: Outcome) -> None:
+        """Write the outcome to the row; `Completed` was written by the transaction itself."""
+        hint: Hint | None = None
+        async with connection(self.resources.pool) as conn:
+            if isinstance(outcome, Failed):
+                await fail(conn, held, code=outcome.code, message=outcome.message)
+            elif isinstance(outcome, RetryLater):
+                hint = await retry_later(conn, held, delay_seconds=outcome.delay_seconds, message=outcome.message)
+        if hint is not None:
+            await self.resources.doorbell.enqueue_file_processing_jobs([hint])
+
+    async def _give_back(self, held: Claim) -> None:
+        with anyio.move_on_after(_GIVE_BACK_SECONDS, shield=True):
+            try:
+                async with connection(self.resources.pool) as conn:
+                    await give_back(conn, held)
+            except Transient as exc:
+                # the lease ends by itself, then the sweep takes the row back
+                logger.warning("claim not given back", ingestion=held.ingestion_id.hex, error=str(exc))

@@ -1,0 +1,378 @@
+"""Ingestions: one row a file's journey into its vector stores, and the only place that holds its status.
+
+    queued ──claim──▶ running ──complete──▶ completed
+      ▲                 │ ├──fail─────────▶ failed
+      └──give back──────┘ └──(either)─────▶ cancelled
+         retry later, lease expired
+
+Each claim raises `fence`; every later write of that attempt names its fence, so an attempt that lost its lease
+(frozen, cut off) changes nothing when it wakes up.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+import asyncpg
+
+from app.db import Connection
+from app.errors import FailureCode, NotFound
+from app.ids import to_wire
+from app.records.pages import Page, PageRequest, make_page, page_clause
+
+_COLUMNS = """
+    i.id, i.user_id, i.file_id, f.filename, i.batch_id, i.state, i.stage, i.fence, i.attempts, i.crashes,
+    i.next_run_at, i.embedding_key_id, i.max_chunk_size_tokens, i.chunk_overlap_tokens, i.chunks_total,
+    i.chunks_embedded, i.billed_tokens, i.error_code, i.error_message, i.created_at, i.started_at, i.finished_at,
+    ARRAY(SELECT v.vector_store_id FROM vector_store_files v WHERE v.ingestion_id = i.id ORDER BY 1) AS store_ids
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Ingestion:
+    """The status of one file's journey."""
+
+    id: UUID
+    user_id: UUID
+    file_id: UUID
+    filename: str
+    batch_id: UUID | None
+    state: str
+    stage: str
+    fence: int
+    attempts: int
+    crashes: int
+    next_run_at: datetime
+    embedding_key_id: UUID | None
+    max_chunk_size_tokens: int
+    chunk_overlap_tokens: int
+    chunks_total: int
+    chunks_embedded: int
+    billed_tokens: int
+    error_code: str | None
+    error_message: str | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    store_ids: Sequence[UUID]
+
+
+@dataclass(frozen=True, slots=True)
+class NewIngestion:
+    """A file to bring into vector stores."""
+
+    id: UUID
+    file_id: UUID
+    attributes: dict[str, str | float | bool]
+    max_chunk_size_tokens: int
+    chunk_overlap_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The right to work on an ingestion until the lease ends; `fence` proves it."""
+
+    ingestion_id: UUID
+    fence: int
+    attempts: int
+    user_id: UUID
+    file_id: UUID
+    filename: str
+    media_type: str | None
+    embedding_key_id: UUID | None
+    max_chunk_size_tokens: int
+    chunk_overlap_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """What the queue is told of an ingestion: ids only, and the fence that the next claim will take."""
+
+    ingestion_id: UUID
+    user_id: UUID
+    embedding_key_id: UUID | None
+    next_fence: int
+    delay_seconds: float = 0.0
+
+
+async def insert_ingestions(
+    conn: Connection,
+    news: Sequence[NewIngestion],
+    *,
+    user_id: UUID,
+    batch_id: UUID | None,
+    embedding_key_id: UUID | None,
+) -> list[Hint]:
+    """Queue files, already hinted: whoever inserts rings the queue right after the commit."""
+    await conn.execute(
+        """
+        INSERT INTO ingestions (id, user_id, file_id, batch_id, embedding_key_id, hinted_at,
+                                max_chunk_size_tokens, chunk_overlap_tokens)
+        SELECT n.id, $1, n.file_id, $2, $3, now(), n.max_tokens, n.overlap
+        FROM unnest($4::uuid[], $5::uuid[], $6::int[], $7::int[]) AS n (id, file_id, max_tokens, overlap)
+        """,
+        user_id,
+        batch_id,
+        embedding_key_id,
+        [new.id for new in news],
+        [new.file_id for new in news],
+        [new.max_chunk_size_tokens for new in news],
+        [new.chunk_overlap_tokens for new in news],
+    )
+    return [Hint(new.id, user_id, embedding_key_id, next_fence=1) for new in news]
+
+
+async def get_ingestion(conn: Connection, ingestion_id: UUID, *, user_id: UUID | None) -> Ingestion:
+    """An ingestion; `user_id` None asks as the service itself.
+
+    Raises:
+        NotFound: there is none, or it is somebody else's.
+    """
+    row = await conn.fetchrow(
+        f"""
+        SELECT {_COLUMNS} FROM ingestions i JOIN files f ON f.id = i.file_id
+        WHERE i.id = $1 AND ($2::uuid IS NULL OR i.user_id = $2)
+        """,
+        ingestion_id,
+        user_id,
+    )
+    if row is None:
+        raise NotFound(f"No ingestion found with id '{to_wire('ing', ingestion_id)}'.", code="not_found")
+    return Ingestion(**dict(row))
+
+
+async def list_ingestions(
+    conn: Connection, *, user_id: UUID, batch_id: UUID | None, states: Sequence[str] | None, page: PageRequest
+) -> Page[Ingestion]:
+    """A user's ingestions, of one batch or all."""
+    clause, parameters = page_clause(page, "i.id", 4)
+    rows = await conn.fetch(
+        f"""
+        SELECT {_COLUMNS} FROM ingestions i JOIN files f ON f.id = i.file_id
+        WHERE i.user_id = $1 AND ($2::uuid IS NULL OR i.batch_id = $2)
+          AND ($3::text[] IS NULL OR i.state = ANY($3)) {clause}
+        """,
+        user_id,
+        batch_id,
+        states,
+        *parameters,
+    )
+    return make_page(page, [Ingestion(**dict(row)) for row in rows])
+
+
+def _to_claim(row: asyncpg.Record) -> Claim:
+    return Claim(**dict(row))
+
+
+_CLAIM = """
+    UPDATE ingestions i
+    SET state = 'running', stage = 'reading', fence = i.fence + 1, attempts = i.attempts + 1,
+        lease_until = now() + make_interval(secs => $1), leased_by = $2, started_at = now(),
+        chunks_total = 0, chunks_embedded = 0
+    FROM files f
+    WHERE f.id = i.file_id AND i.state = 'queued' AND i.next_run_at <= now()
+"""
+_CLAIMED = """
+    RETURNING i.id AS ingestion_id, i.fence, i.attempts, i.user_id, i.file_id, f.filename, f.media_type,
+              i.embedding_key_id, i.max_chunk_size_tokens, i.chunk_overlap_tokens
+"""
+
+
+async def claim(conn: Connection, ingestion_id: UUID, *, lease_seconds: float, worker: str) -> Claim | None:
+    """Take one ingestion; None when another worker was first, it is settled, gone, or not yet due."""
+    row = await conn.fetchrow(f"{_CLAIM} AND i.id = $3 {_CLAIMED}", lease_seconds, worker, ingestion_id)
+    return _to_claim(row) if row else None
+
+
+async def claim_due(conn: Connection, *, limit: int, lease_seconds: float, worker: str) -> list[Claim]:
+    """Take up to `limit` due ingestions, oldest first; rows that a rival is taking are skipped."""
+    rows = await conn.fetch(
+        f"""
+        {_CLAIM} AND i.id IN (
+            SELECT id FROM ingestions WHERE state = 'queued' AND next_run_at <= now()
+            ORDER BY next_run_at LIMIT $3 FOR UPDATE SKIP LOCKED
+        ) {_CLAIMED}
+        """,
+        lease_seconds,
+        worker,
+        limit,
+    )
+    return [_to_claim(row) for row in rows]
+
+
+async def extend_leases(conn: Connection, held: Sequence[tuple[UUID, int]], *, lease_seconds: float) -> set[UUID]:
+    """Extend the leases of (ingestion id, fence) pairs; the ids that are still ours. The others are lost.
+
+    A row that its own commit holds locked is left alone (no sweep takes a locked row), so one large write does
+    not keep the beat from all others.
+    """
+    rows = await conn.fetch(
+        """
+        WITH held AS (SELECT * FROM unnest($2::uuid[], $3::int[]) AS h (id, fence)),
+        ours AS (
+            SELECT i.id FROM ingestions i JOIN held h ON h.id = i.id AND h.fence = i.fence WHERE i.state = 'running'
+        ),
+        free AS (SELECT id FROM ingestions WHERE id IN (SELECT id FROM ours) FOR UPDATE SKIP LOCKED),
+        extended AS (
+            UPDATE ingestions i SET lease_until = now() + make_interval(secs => $1)
+            FROM free, held h WHERE i.id = free.id AND i.id = h.id AND i.fence = h.fence AND i.state = 'running'
+        )
+        SELECT id FROM ours
+        """,
+        lease_seconds,
+        [ingestion_id for ingestion_id, _ in held],
+        [fence for _, fence in held],
+    )
+    return {row["id"] for row in rows}
+
+
+async def note_progress(
+    conn: Connection, held: Claim, *, stage: str, chunks_total: int = 0, chunks_embedded: int = 0
+) -> None:
+    """Show how far an attempt has come; without effect once the claim is lost."""
+    await conn.execute(
+        """
+        UPDATE ingestions SET stage = $3, chunks_total = $4, chunks_embedded = $5
+        WHERE id = $1 AND fence = $2 AND state = 'running'
+        """,
+        held.ingestion_id,
+        held.fence,
+        stage,
+        chunks_total,
+        chunks_embedded,
+    )
+
+
+async def note_billed(conn: Connection, held: Claim, tokens: int) -> None:
+    """Add what a provider billed, at once: it is owed even if the attempt fails later."""
+    await conn.execute(
+        "UPDATE ingestions SET billed_tokens = billed_tokens + $2 WHERE id = $1", held.ingestion_id, tokens
+    )
+
+
+async def lock_claim(conn: Connection, held: Claim) -> bool:
+    """Lock the row if the claim still holds. The write transaction begins with this.
+
+    Rivals: a sweep that took the lease back or a cancel; whoever locks first wins, the other sees it.
+    """
+    row = await conn.fetchrow(
+        "SELECT id FROM ingestions WHERE id = $1 AND fence = $2 AND state = 'running' FOR UPDATE",
+        held.ingestion_id,
+        held.fence,
+    )
+    return row is not None
+
+
+async def complete(conn: Connection, held: Claim, *, chunks: int) -> None:
+    """Mark a locked ingestion completed, in the transaction that writes its chunks."""
+    await conn.execute(
+        """
+        UPDATE ingestions SET state = 'completed', stage = 'done', finished_at = now(), lease_until = NULL,
+            chunks_total = $2, chunks_embedded = $2, error_code = NULL, error_message = NULL
+        WHERE id = $1
+        """,
+        held.ingestion_id,
+        chunks,
+    )
+
+
+async def fail(conn: Connection, held: Claim, *, code: FailureCode, message: str) -> bool:
+    """End an attempt as `failed`; False when the claim was lost meanwhile."""
+    done = await conn.fetchval(
+        """
+        UPDATE ingestions SET state = 'failed', stage = 'done', finished_at = now(), lease_until = NULL,
+            error_code = $3, error_message = $4
+        WHERE id = $1 AND fence = $2 AND state = 'running' RETURNING id
+        """,
+        held.ingestion_id,
+        held.fence,
+        code,
+        message,
+    )
+    return done is not None
+
+
+async def retry_later(conn: Connection, held: Claim, *, delay_seconds: float, message: str) -> Hint | None:
+    """Put an attempt back for later, keeping its last error; None when the claim was lost meanwhile."""
+    row = await conn.fetchrow(
+        """
+        UPDATE ingestions SET state = 'queued', stage = 'queued', lease_until = NULL, hinted_at = now(),
+            next_run_at = now() + make_interval(secs => $3), error_message = $4
+        WHERE id = $1 AND fence = $2 AND state = 'running' RETURNING fence
+        """,
+        held.ingestion_id,
+        held.fence,
+        delay_seconds,
+        message,
+    )
+    if row is None:
+        return None
+    return Hint(held.ingestion_id, held.user_id, held.embedding_key_id, held.fence + 1, delay_seconds)
+
+
+async def give_back(conn: Connection, held: Claim) -> Hint | None:
+    """Return an attempt that a shutdown interrupted; it does not count. None when the claim was lost."""
+    row = await conn.fetchrow(
+        """
+        UPDATE ingestions SET state = 'queued', stage = 'queued', lease_until = NULL, hinted_at = now(),
+            attempts = attempts - 1
+        WHERE id = $1 AND fence = $2 AND state = 'running' RETURNING fence
+        """,
+        held.ingestion_id,
+        held.fence,
+    )
+    if row is None:
+        return None
+    return Hint(held.ingestion_id, held.user_id, held.embedding_key_id, held.fence + 1)
+
+
+async def take_back_expired(conn: Connection, *, most_crashes: int) -> int:
+    """Queue again what no living worker holds; a file that took `most_crashes` workers down fails as poison.
+
+    Rival: a worker that wakes up now; its fence is old as soon as somebody claims the row again, and until
+    then its writes find the state changed.
+    """
+    rows = await conn.fetch(
+        """
+        UPDATE ingestions SET
+            crashes = crashes + 1, lease_until = NULL, stage = CASE WHEN p.is_poison THEN 'done' ELSE 'queued' END,
+            state = CASE WHEN p.is_poison THEN 'failed' ELSE 'queued' END,
+            finished_at = CASE WHEN p.is_poison THEN now() END,
+            error_code = CASE WHEN p.is_poison THEN 'poison' END,
+            error_message = CASE WHEN p.is_poison
+                THEN format('The worker died or froze %s times while it worked on this file.', crashes + 1)
+                ELSE format('The worker %s was lost; the file is queued again.', leased_by) END,
+            next_run_at = now(), hinted_at = NULL
+        FROM (
+            SELECT id, crashes + 1 >= $1 AS is_poison FROM ingestions
+            WHERE state = 'running' AND lease_until < now() FOR UPDATE SKIP LOCKED
+        ) p WHERE ingestions.id = p.id RETURNING ingestions.id
+        """,
+        most_crashes,
+    )
+    return len(rows)
+
+
+async def take_unhinted(conn: Connection, *, limit: int, silent_seconds: float) -> list[Hint]:
+    """Due rows of which the queue has not heard for a while, marked as hinted now; the caller rings."""
+    rows = await conn.fetch(
+        """
+        UPDATE ingestions SET hinted_at = now() WHERE id IN (
+            SELECT id FROM ingestions
+            WHERE state = 'queued' AND next_run_at <= now()
+              AND (hinted_at IS NULL OR greatest(hinted_at, next_run_at) < now() - make_interval(secs => $1))
+            ORDER BY next_run_at LIMIT $2 FOR UPDATE SKIP LOCKED
+        ) RETURNING id, user_id, embedding_key_id, fence + 1 AS next_fence
+        """,
+        silent_seconds,
+        limit,
+    )
+    return [Hint(row["id"], row["user_id"], row["embedding_key_id"], row["next_fence"]) for row in rows]
+
+
+async def mark_unhinted(conn: Connection, hints: Sequence[Hint]) -> None:
+    """Note that the queue did not hear these hints, so that the next sweep rings again."""
+    await conn.execute(
+        "UPDATE ingestions SET hinted_at = NULL WHERE id = ANY($1)", [hint.ingestion_id for hint in hints]
+    )

@@ -1,0 +1,77 @@
+"""What both roots run on: pools, Redis, blob store, embedder, extractor; opened in order, closed in reverse."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from app.blobs import BlobStore
+from app.db import Pool, open_pool
+from app.doorbell import Doorbell
+from app.embedding import Embedder
+from app.extraction import ExtractionLimits, Extractor
+from app.jobs import ArqRedis, RedisSettings, connect_lazily
+from app.settings import QUEUE_NAME, Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """Everything that a request or a job may use."""
+
+    settings: Settings
+    pool: Pool
+    blobs: BlobStore
+    doorbell: Doorbell
+    embedder: Embedder
+    extractor: Extractor
+
+
+def _redis(settings: Settings) -> ArqRedis | None:
+    if not settings.enable_job_queue or settings.redis_url is None:
+        return None
+    return connect_lazily(
+        RedisSettings.from_dsn(settings.redis_url), default_queue_name=QUEUE_NAME, serializer="json"
+    )
+
+
+@asynccontextmanager
+async def open_resources(settings: Settings, *, role: str) -> AsyncIterator[Resources]:
+    """Open everything; `role` (api, worker, …) names the connections in Postgres.
+
+    A Redis that is down does not stop the start: uploads are taken and processed without it.
+
+    Raises:
+        Broken, DatabaseUnavailable: a part that cannot do without does not open; says which.
+    """
+    async with AsyncExitStack() as stack:
+        pool = await open_pool(
+            settings.database_url, max_size=settings.database_pool_size, application_name=f"sluice-{role}"
+        )
+        stack.push_async_callback(pool.close)
+        redis = _redis(settings)
+        if redis is not None:
+            stack.push_async_callback(redis.aclose)
+        embedder = await stack.enter_async_context(
+            Embedder(
+                batch_size=settings.rag_embedding_batch_size,
+                concurrency=settings.embedding_concurrency,
+                timeout_seconds=settings.embedding_timeout_seconds,
+            )
+        )
+        extractor = await stack.enter_async_context(
+            Extractor(
+                ExtractionLimits(
+                    timeout_seconds=settings.extraction_timeout_seconds,
+                    memory_bytes=settings.extraction_memory_bytes,
+                    max_characters=settings.extraction_max_characters,
+                    concurrency=settings.extraction_concurrency,
+                )
+            )
+        )
+        yield Resources(
+            settings=settings,
+            pool=pool,
+            blobs=BlobStore.open(settings.storage_url),
+            doorbell=Doorbell(redis, settings),
+            embedder=embedder,
+            extractor=extractor,
+        )

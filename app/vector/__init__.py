@@ -1,0 +1,1 @@
+"""Chunk rows in pgvector: shards, the binary COPY codec, writing, deleting, searching."""

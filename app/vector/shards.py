@@ -1,0 +1,44 @@
+"""Shards: partitions of `chunks` that hold one number of dimensions each.
+
+Small stores share a shard without an HNSW index and are searched exactly through the primary key's B-tree
+(recall 1); measured in VECTORS.md of the founders: an HNSW in the write path costs 62 to 80 times a COPY.
+"""
+
+from app.db import Connection
+from app.schema import SHARD_TABLE_PREFIX
+
+_LOCK_KEY = 0x5348415244  # "SHARD"
+_MOST_PLAIN_DIMENSIONS = 3500
+"""A halfvec of up to so many dimensions fits into an 8 KB page beside the rest of its row."""
+
+
+async def ensure_shard(conn: Connection, dimensions: int) -> int:
+    """The shard for vectors of this many dimensions, made on first use.
+
+    Rival: another process that makes the same shard; an advisory lock lets one go first.
+    """
+    shard = await _find(conn, dimensions)
+    if shard is not None:
+        return shard
+    await conn.execute("SELECT pg_advisory_xact_lock($1)", _LOCK_KEY)
+    shard = await _find(conn, dimensions)
+    if shard is not None:
+        return shard
+    made: int = await conn.fetchval("INSERT INTO shards (dimensions) VALUES ($1) RETURNING id", dimensions)
+    table = f"{SHARD_TABLE_PREFIX}{made}"
+    storage = "PLAIN" if dimensions <= _MOST_PLAIN_DIMENSIONS else "EXTERNAL"
+    await conn.execute(
+        f"""
+        CREATE TABLE {table} PARTITION OF chunks (
+            CONSTRAINT ck_{table}_dimensions CHECK (vector_dims(embedding) = {dimensions})
+        ) FOR VALUES IN ({made});
+        ALTER TABLE {table} ALTER embedding SET STORAGE {storage}, ALTER content SET STORAGE EXTERNAL,
+            ALTER words SET STORAGE EXTERNAL;
+        """
+    )
+    return made
+
+
+async def _find(conn: Connection, dimensions: int) -> int | None:
+    shard: int | None = await conn.fetchval("SELECT id FROM shards WHERE dimensions = $1", dimensions)
+    return shard

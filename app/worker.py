@@ -1,0 +1,105 @@
+"""The worker's root: RQ's queue and Postgres's sweep in one event loop, on the same resources as the API."""
+
+import os
+import signal
+import socket
+from typing import Any
+from uuid import UUID
+
+import anyio
+import structlog
+
+from app.errors import Unprocessable
+from app.ingest.maintenance import maintain
+from app.ingest.outcomes import Completed, Failed, RetryLater
+from app.ingest.process import Processor
+from app.jobs import AsyncWorker, RedisSettings
+from app.resources import Resources, open_resources
+from app.settings import QUEUE_NAME, Settings, load_settings
+
+logger = structlog.stdlib.get_logger(__name__)
+
+
+def worker_name() -> str:
+    """The name under which RQ's tools show this process."""
+    return f"file_processor_{socket.gethostname()}_{os.getpid()}"
+
+
+async def process_file_job(
+    ctx: dict[str, Any],
+    ingestion_id: str,
+    user_id: str,  # noqa: ARG001 - for whoever looks at the queue
+    embedding_key_id: str | None,  # noqa: ARG001 - likewise
+) -> dict[str, object]:
+    """The job that a hint runs; the arguments are ids only, and only the first one is trusted.
+
+    The user and the key stand in the row; in the job they are for whoever looks at the queue. Under a stock
+    `rq worker` there is no context, so the job opens resources of its own.
+
+    Raises:
+        Unprocessable: the ingestion failed; RQ then shows the job as failed, with the reason.
+    """
+    processor = ctx.get("processor")
+    if isinstance(processor, Processor):
+        return await _process(processor, UUID(ingestion_id))
+    async with open_resources(load_settings(), role="stock-worker") as resources:
+        processor = Processor(resources, name=worker_name())
+        async with processor.keeping_leases():
+            return await _process(processor, UUID(ingestion_id))
+
+
+async def _process(processor: Processor, ingestion_id: UUID) -> dict[str, object]:
+    outcome = await processor.process(ingestion_id)
+    match outcome:
+        case Failed(code, message):
+            raise Unprocessable(code, f"{code}: {message}")
+        case Completed(chunks, stores):
+            return {"outcome": "completed", "chunks": chunks, "stores": stores}
+        case RetryLater(delay_seconds):
+            return {"outcome": "retry_later", "delay_seconds": delay_seconds}
+        case _:
+            return {"outcome": "superseded"}
+
+
+async def run_worker(settings: Settings) -> None:
+    """Work until SIGTERM or SIGINT, then give back what does not finish in time."""
+    name = worker_name()
+    async with open_resources(settings, role="worker") as resources:
+        processor = Processor(resources, name=name)
+        stop = anyio.Event()
+        async with processor.keeping_leases(), anyio.create_task_group() as group:
+            group.start_soon(_set_on_signal, stop)
+            group.start_soon(_maintain, processor, settings.worker_concurrency)
+            logger.info("worker ready", worker=name, queue=QUEUE_NAME if settings.enable_job_queue else None)
+            await _work(resources, processor, stop)
+            group.cancel_scope.cancel()
+    logger.info("worker stopped", worker=name)
+
+
+async def _maintain(processor: Processor, concurrency: int) -> None:
+    await maintain(processor, concurrency=concurrency)
+
+
+async def _work(resources: Resources, processor: Processor, stop: anyio.Event) -> None:
+    settings = resources.settings
+    if settings.redis_url is None or not settings.enable_job_queue:
+        await stop.wait()
+        return
+    worker = AsyncWorker(
+        [QUEUE_NAME],
+        redis_settings=RedisSettings.from_dsn(settings.redis_url),
+        functions=[process_file_job],
+        ctx={"processor": processor},
+        max_jobs=settings.worker_concurrency,
+        name=processor.name,
+        serializer="json",
+        lease_seconds=settings.lease_seconds,
+    )
+    await worker.run(stop=stop)
+
+
+async def _set_on_signal(stop: anyio.Event) -> None:
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for received in signals:
+            logger.info("stopping", signal=received.name)
+            stop.set()

@@ -1,0 +1,41 @@
+import asyncio
+
+import asyncpg
+import pytest
+from alembic import command
+from alembic.util import CommandError
+
+from app.db import Pool, transaction
+from app.migrate import alembic_config
+from app.vector.shards import ensure_shard
+
+
+def test_the_tables_in_code_are_the_tables_that_the_migrations_make(database_url: str) -> None:
+    command.check(alembic_config(database_url))
+
+
+def test_downgrade_to_base_leaves_no_table_and_upgrade_works_again(database_url: str) -> None:
+    config = alembic_config(database_url)
+    command.downgrade(config, "base")
+    with pytest.raises(CommandError, match="not up to date"):
+        command.check(config)
+    command.upgrade(config, "head")
+    command.check(config)
+
+
+async def test_the_shards_made_at_run_time_are_none_of_alembics_business(database_url: str, pool: Pool) -> None:
+    async with transaction(pool) as conn:
+        await ensure_shard(conn, 256)
+    await asyncio.to_thread(command.check, alembic_config(database_url))
+
+
+async def test_a_chunk_of_other_dimensions_does_not_enter_a_shard(pool: Pool) -> None:
+    async with transaction(pool) as conn:
+        shard = await ensure_shard(conn, 3)
+    with pytest.raises(asyncpg.CheckViolationError):
+        async with transaction(pool) as conn:
+            await conn.execute(
+                "INSERT INTO chunks (shard, vector_store_id, file_id, ordinal, content, embedding)"
+                " VALUES ($1, gen_random_uuid(), gen_random_uuid(), 0, 'x', '[1,2]')",
+                shard,
+            )
