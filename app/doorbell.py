@@ -9,6 +9,7 @@ from uuid import UUID
 import structlog
 from redis.exceptions import RedisError
 
+from app.errors import Transient
 from app.jobs import ArqRedis, JobRequest, JobView, jobs_status, view_job
 from app.records.ingestions import Hint
 from app.settings import QUEUE_NAME, Settings
@@ -22,6 +23,10 @@ _BREAK_SECONDS = 2.0
 _MOST_HINTS_A_CALL = 500
 
 logger = structlog.stdlib.get_logger(__name__)
+
+
+class QueueUnavailable(Transient):
+    """Redis does not answer; work goes on without it."""
 
 
 def job_id_of(ingestion_id: UUID, fence: int) -> str:
@@ -75,14 +80,18 @@ class Doorbell:
         return True
 
     async def get_job_status(self, job_id: str) -> JobView | None:
-        """What RQ says of a job; None if it knows none, or nobody can be asked.
+        """What RQ says of a job; None if it knows none, or there is no queue.
 
         Raises:
-            RedisError, OSError: Redis is away.
+            QueueUnavailable: Redis is away.
         """
         if self._redis is None:
             return None
-        return await view_job(self._redis, job_id)
+        try:
+            async with asyncio.timeout(_BUDGET_SECONDS * 4):
+                return await view_job(self._redis, job_id)
+        except (RedisError, OSError, TimeoutError) as exc:
+            raise QueueUnavailable from exc
 
     async def statuses(self, job_ids: Sequence[str]) -> dict[str, str | None]:
         """RQ's status word for each job, None where it knows none.

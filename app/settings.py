@@ -77,6 +77,11 @@ class Settings(BaseSettings):
     )
     rag_embedding_batch_size: int = Field(256, ge=1, le=2048, description="Most texts in one embeddings request.")
     rag_openai_api_base_url: str = Field("https://api.openai.com/v1", description="Base URL of the embeddings API.")
+    rag_openai_allowed_base_urls: str = Field(
+        "",
+        description="Other base URLs, separated by commas, that users may give with keys of their own; any other "
+        "is refused, so that nobody aims this server at internal addresses.",
+    )
     rag_openai_api_key: SecretStr | None = Field(
         None, description="Server default embedding key, for users who have none of their own."
     )
@@ -146,6 +151,12 @@ class Settings(BaseSettings):
         """The key that seals embedding keys, if one is set."""
         secret = self.sluice_key_encryption_key
         return KeyEncryptionKey(secret.get_secret_value()) if secret else None
+
+    @property
+    def allowed_base_urls(self) -> frozenset[str]:
+        """The base URLs that a user's embedding key may be for."""
+        others = (url.strip() for url in self.rag_openai_allowed_base_urls.split(","))
+        return frozenset(url.rstrip("/") for url in (self.rag_openai_api_base_url, *others) if url)
 
     @property
     def storage_path(self) -> Path | None:

@@ -1,0 +1,1 @@
+"""Sluice over HTTP: one module a resource, wire models in `wire/`; never imports `ingest`."""

@@ -132,14 +132,14 @@ class Dispatcher:
             self._lane(lane.credential, lane.model).queue.put_back(part)
 
     async def _retry(self, pack: Pack, lane: _Lane, fault: Fault, *, started_at: float) -> None:
-        """Queue the request again after a wait; or fail it, if it has used up its patience or is not waited for."""
+        """Queue the request again after a wait; or fail it, if that would outlast its patience."""
         first_tried_at = started_at if pack.first_tried_at is None else pack.first_tried_at
         wait = backoff_seconds(pack.retries) if fault.wait_seconds is None else fault.wait_seconds
         if fault.kind == "throttled":
             lane.limiter.park(wait, started_at=started_at)
         patience_left = self._patience_seconds - (self._clock.now() - first_tried_at)
         _log.info("embedding_retry", reason=fault.sentence, key_id=lane.credential.key_id, wait_seconds=wait)
-        if wait > patience_left or pack.is_abandoned:
+        if wait > patience_left:
             _fail(pack, fault, wait_seconds=wait)
             return
         if fault.kind != "throttled":  # a throttled key is waited for by its lane

@@ -73,7 +73,7 @@ def fault_of_status(
         # OpenAI's text for a 401 repeats parts of the key, so it is not quoted.
         sentence = f"The embedding key for {where} was rejected (HTTP {status}); check or replace the key."
         return Fault("lane", sentence, failure="key_rejected")
-    if status == HTTPStatus.TOO_MANY_REQUESTS or "retry-after" in headers:
+    if status == HTTPStatus.TOO_MANY_REQUESTS or (status >= 500 and "retry-after" in headers):  # noqa: PLR2004  # 5xx
         wait = retry_after_seconds(headers, now=now)
         return Fault("throttled", f"The API for {where} limits its rate (HTTP {status}).", wait_seconds=wait)
     if status in _MAY_PASS or not 400 <= status < 500:  # noqa: PLR2004  # 4xx but for those few

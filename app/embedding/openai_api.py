@@ -42,9 +42,9 @@ class OpenAIEmbeddings:
         self, texts: Sequence[str], *, model: EmbeddingModel, credential: EmbeddingCredential
     ) -> Answer | Fault:
         """Ask once for the vectors of `texts` (not empty); whatever goes wrong on the way comes back as a value."""
-        where = f"{model.name} at {credential.host}"
         if fault := _unusable(credential, model=model):
             return fault
+        where = f"{model.name} at {credential.host}"
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 body = await self._post(texts, model=model, credential=credential)
@@ -101,15 +101,21 @@ def _takes_dimensions(model: EmbeddingModel) -> bool:
 def _unusable(credential: EmbeddingCredential, *, model: EmbeddingModel) -> Fault | None:
     """The fault of a credential that cannot even be sent; HTTP libraries would quote it in their errors."""
     secret = credential.secret.get_secret_value()
-    if not (secret.isascii() and secret.isprintable()) or " " in secret:
+    if not _fits_a_header(secret):
         sentence = f"The embedding key for {model.name} holds characters that no key has; enter it again."
         return Fault("lane", sentence, failure="key_rejected")
     try:
         url = urlsplit(credential.base_url)
-        usable = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+        usable = (
+            url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0 and _fits_a_header(url.netloc)
+        )
     except ValueError:
         usable = False
     if not usable:
         sentence = f"The base URL of the embedding key for {model.name} is not an http(s) address; correct it."
         return Fault("lane", sentence, failure="embedding_refused")
     return None
+
+
+def _fits_a_header(text: str) -> bool:
+    return text.isascii() and text.isprintable() and " " not in text

@@ -1,5 +1,6 @@
 """Uploaded files; a row exists only for bytes that are already durable in the blob store."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -64,6 +65,31 @@ async def insert_file(conn: Connection, new: NewFile, *, owner_id: UUID) -> File
     return FileRecord(**dict(row or {}))
 
 
+async def insert_files(conn: Connection, news: Sequence[NewFile], *, owner_id: UUID) -> None:
+    """Record many uploads in one statement; they do not expire."""
+    await conn.execute(
+        """
+        INSERT INTO files (id, owner_id, filename, purpose, media_type, size_bytes, sha256)
+        SELECT n.id, $1, n.filename, n.purpose, n.media_type, n.size_bytes, n.sha256
+        FROM unnest($2::uuid[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::bytea[])
+            AS n (id, filename, purpose, media_type, size_bytes, sha256)
+        """,
+        owner_id,
+        [new.id for new in news],
+        [new.filename for new in news],
+        [new.purpose for new in news],
+        [new.media_type for new in news],
+        [new.size_bytes for new in news],
+        [new.sha256 for new in news],
+    )
+
+
+async def existing_file_ids(conn: Connection, file_ids: Sequence[UUID]) -> set[UUID]:
+    """Those of the ids that have a row."""
+    rows = await conn.fetch("SELECT id FROM files WHERE id = ANY($1)", file_ids)
+    return {row["id"] for row in rows}
+
+
 async def get_file(conn: Connection, file_id: UUID, *, owner_id: UUID | None) -> FileRecord:
     """A file; `owner_id` None asks as the service itself.
 
@@ -80,13 +106,20 @@ async def get_file(conn: Connection, file_id: UUID, *, owner_id: UUID | None) ->
     return FileRecord(**dict(row))
 
 
-async def require_files(conn: Connection, file_ids: list[UUID], *, owner_id: UUID) -> None:
-    """Pass if all of these files exist and are this user's.
+async def lock_files(conn: Connection, file_ids: Sequence[UUID], *, owner_id: UUID) -> None:
+    """Pass if all of these files exist and are this user's; none is attached or deleted elsewhere meanwhile.
+
+    Rivals: a deletion, and another attachment of the same file. Whoever attaches or deletes takes these locks
+    before those of the ingestions.
 
     Raises:
         NotFound: names the first that is not.
     """
-    rows = await conn.fetch("SELECT id FROM files WHERE id = ANY($1) AND owner_id = $2", file_ids, owner_id)
+    rows = await conn.fetch(
+        "SELECT id FROM files WHERE id = ANY($1) AND owner_id = $2 ORDER BY id FOR NO KEY UPDATE",
+        file_ids,
+        owner_id,
+    )
     found = {row["id"] for row in rows}
     for file_id in file_ids:
         if file_id not in found:

@@ -161,6 +161,18 @@ async def list_ingestions(
     return make_page(page, [Ingestion(**dict(row)) for row in rows])
 
 
+async def cancel(conn: Connection, ingestion_id: UUID) -> None:
+    """Cancel what is not settled. A running attempt notices at its next beat; its commit is refused."""
+    await conn.execute(
+        """
+        UPDATE ingestions SET state = 'cancelled', stage = 'done', fence = fence + 1, lease_until = NULL,
+            finished_at = now()
+        WHERE id = $1 AND state IN ('queued', 'running')
+        """,
+        ingestion_id,
+    )
+
+
 def _to_claim(row: asyncpg.Record) -> Claim:
     return Claim(**dict(row))
 

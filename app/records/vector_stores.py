@@ -1,5 +1,6 @@
 """Vector stores; their counts are derived from the rows that hold the truth, never kept twice."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -71,6 +72,15 @@ class VectorStore:
 
 
 @dataclass(frozen=True, slots=True)
+class EmbeddingSpace:
+    """What vectors a store holds, and the shard that they lie in."""
+
+    shard: int
+    model: str
+    dimensions: int
+
+
+@dataclass(frozen=True, slots=True)
 class NewVectorStore:
     """What a vector store is made from."""
 
@@ -126,8 +136,50 @@ async def get_store(conn: Connection, store_id: UUID) -> VectorStore:
     """
     row = await conn.fetchrow(f"{_SELECT} WHERE s.id = $1", store_id)
     if row is None:
-        raise NotFound(f"No vector store found with id '{to_wire('vs', store_id)}'.", code="not_found")
+        raise _no_store(store_id)
     return _from_row(row)
+
+
+def _no_store(store_id: UUID) -> NotFound:
+    return NotFound(f"No vector store found with id '{to_wire('vs', store_id)}'.", code="not_found")
+
+
+async def read_space(conn: Connection, store_id: UUID) -> EmbeddingSpace:
+    """What vectors a store holds.
+
+    Raises:
+        NotFound: there is none.
+    """
+    return (await _spaces(conn, [store_id], ""))[0]
+
+
+async def lock_stores(conn: Connection, store_ids: Sequence[UUID]) -> list[EmbeddingSpace]:
+    """What vectors these stores hold, in the order of their ids; none of them is deleted meanwhile.
+
+    Raises:
+        NotFound: names the first that a rival has deleted.
+    """
+    return await _spaces(conn, store_ids, "FOR KEY SHARE")
+
+
+async def lock_store_for_deletion(conn: Connection, store_id: UUID) -> EmbeddingSpace:
+    """As `lock_stores` for one store that is about to be deleted: nobody attaches a file to it any more.
+
+    Raises:
+        NotFound: a rival has deleted it.
+    """
+    return (await _spaces(conn, [store_id], "FOR UPDATE"))[0]
+
+
+async def _spaces(conn: Connection, store_ids: Sequence[UUID], lock: str) -> list[EmbeddingSpace]:
+    rows = await conn.fetch(
+        f"SELECT id, shard, model, dimensions FROM vector_stores WHERE id = ANY($1) ORDER BY id {lock}", store_ids
+    )
+    found = {row["id"] for row in rows}
+    for store_id in store_ids:
+        if store_id not in found:
+            raise _no_store(store_id)
+    return [EmbeddingSpace(row["shard"], row["model"], row["dimensions"]) for row in rows]
 
 
 async def list_stores(conn: Connection, *, visible: str, user_id: UUID, page: PageRequest) -> Page[VectorStore]:

@@ -5,6 +5,7 @@ attribute matches only `ne` and `nin`.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -34,18 +35,19 @@ class FilterSql:
         Raises:
             BadRequest: names the part that is wrong.
         """
-        kind = given.get("type")
+        kind = str(given.get("type"))
         if kind in {"and", "or"}:
-            return self._compound(str(kind), given.get("filters"), depth)
+            return self._compound(kind, given.get("filters"), depth)
         key, value = given.get("key"), given.get("value")
         if not isinstance(key, str):
             raise BadRequest("A filter needs a string 'key'.", param="filters")
+        _scalar(key)
         if kind in {"eq", "ne"}:
             return self._equality(key, value, negated=kind == "ne")
         if kind in {"in", "nin"}:
             return self._membership(key, value, negated=kind == "nin")
         if kind in _COMPARISONS:
-            return self._order(key, value, _COMPARISONS[str(kind)])
+            return self._order(key, value, _COMPARISONS[kind])
         raise BadRequest(
             f"Unknown filter type '{kind}'; use eq, ne, gt, gte, lt, lte, in, nin, and, or.", param="filters"
         )
@@ -77,6 +79,7 @@ class FilterSql:
     def _order(self, key: str, value: object, operator: str) -> str:
         if isinstance(value, bool) or not isinstance(value, int | float | str):
             raise BadRequest(f"'{key}' can only be compared with a number or a string.", param="filters")
+        _scalar(value)
         name, kind = self.bind(key), "string" if isinstance(value, str) else "number"
         # CASE keeps the cast from being tried on attributes of the other type
         read, cast = (
@@ -99,6 +102,15 @@ class FilterSql:
 
 
 def _scalar(value: object) -> Scalar:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise BadRequest("Filter values must be finite numbers.", param="filters")
+    if isinstance(value, str) and not _is_storable(value):
+        raise BadRequest("Filter texts may not hold NUL characters or lone surrogates.", param="filters")
     if isinstance(value, str | int | float | bool):
         return value
     raise BadRequest("Filter values must be strings, numbers or booleans.", param="filters")
+
+
+def _is_storable(text: str) -> bool:
+    """Whether Postgres takes it: it refuses NUL, and UTF-8 has no surrogates."""
+    return "\x00" not in text and not any("\ud800" <= character <= "\udfff" for character in text)

@@ -4,12 +4,14 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from functools import partial
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 from pydantic import SecretStr
 
 from app.embedding import Embedder, EmbeddingCredential, EmbeddingModel
 from app.embedding.limiter import Clock
-from tests.support.fake_openai import FakeOpenAI
+from tests.support.fake_openai import FakeOpenAI, vector_of
 
 MODEL = EmbeddingModel("text-embedding-3-small", 8)
 
@@ -61,6 +63,11 @@ TEST_SECRET = "sk-test"
 
 def credential(api: FakeOpenAI, *, secret: str = TEST_SECRET, key_id: str = "server") -> EmbeddingCredential:
     return EmbeddingCredential(key_id, api.base_url, SecretStr(secret))
+
+
+def expected(*texts: str) -> NDArray[np.float32]:
+    """What the fake API answers for these texts to MODEL."""
+    return np.stack([vector_of(text, MODEL.dimensions) for text in texts])
 
 
 @pytest.fixture

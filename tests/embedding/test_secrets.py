@@ -1,6 +1,8 @@
 import io
 import logging
 import traceback
+from collections.abc import Iterator, MutableMapping
+from typing import Any
 
 import pytest
 import structlog
@@ -45,15 +47,34 @@ def _info(error: BaseException):
     return type(error), error, error.__traceback__
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-async def test_a_key_stands_in_no_error_trace_or_log(api, embedder, caplog, fault):
+@pytest.fixture
+def everything_logged(caplog) -> Iterator[None]:
+    """Every logger at its most talkative, structlog's too, in caplog."""
     caplog.set_level(logging.DEBUG)
+    before = structlog.get_config()
+    structlog.configure(
+        processors=[structlog.processors.KeyValueRenderer()], logger_factory=structlog.stdlib.LoggerFactory()
+    )
+    yield
+    structlog.configure(**before)
+
+
+@pytest.fixture
+def events() -> Iterator[list[MutableMapping[str, Any]]]:
+    with structlog.testing.capture_logs() as captured:
+        yield captured
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.usefixtures("everything_logged")
+async def test_a_key_stands_in_no_error_trace_or_log(api, embedder, caplog, fault):
     api.for_key[CANARY] = FAULTS[fault]
 
     with pytest.raises(SluiceError) as failed:
         await embedder.embed(["a"], model=MODEL, credential=credential(api, secret=CANARY))
 
     logged = caplog.text + "".join(repr(record.__dict__) for record in caplog.records)
+    assert "HTTP" in logged
     told = _everything_told_about(failed.value) + logged
     assert CANARY not in told
     assert CANARY[:12] not in told
@@ -78,9 +99,9 @@ class Unwritable:
         return b"x"
 
 
-async def test_an_error_of_our_own_in_the_background_ends_the_call_without_its_words(api, embedder, caplog):
+async def test_an_error_of_our_own_in_the_background_ends_the_call_without_its_words(api, embedder, events):
     with pytest.raises(SluiceError, match="broke inside Sluice") as failed:
         await embedder.embed([Unwritable()], model=MODEL, credential=credential(api, secret=CANARY))
 
-    assert "dispatch.py" in caplog.text
-    assert CANARY not in caplog.text + _everything_told_about(failed.value)
+    assert "dispatch.py" in events[0]["place"]
+    assert CANARY not in repr(events) + _everything_told_about(failed.value)

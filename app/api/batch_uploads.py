@@ -1,0 +1,98 @@
+"""Reading a batch upload: many files and a few fields in one multipart stream."""
+
+import json
+from dataclasses import dataclass, field
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+
+from app.api.multipart import Part, read_parts
+from app.api.refusals import refused_body
+from app.api.uploads import EmptyFile, Uploads
+from app.api.wire.ingestions import BatchUploadFields, RefusedFile
+from app.errors import BadRequest, Refused, TooLarge
+from app.records.files import NewFile
+
+_FILE_PARTS = frozenset({"files", "files[]", "file", "file[]"})
+_STORE_FIELDS = frozenset({"vector_store_ids", "vector_store_ids[]", "vector_store_id"})
+_JSON_FIELDS = frozenset({"attributes", "chunking_strategy"})
+_MOST_FIELDS = 1000
+
+
+@dataclass(slots=True)
+class BatchUpload:
+    """What a batch upload brought: files whose bytes are stored, in its order, and those that were refused."""
+
+    accepted: list[NewFile] = field(default_factory=list)
+    rejected: list[RefusedFile] = field(default_factory=list)
+    status: int = BadRequest.status  # of the first refusal: the answer's, if nothing was accepted
+    _given: dict[str, object] = field(default_factory=dict)
+    _store_ids: list[str] = field(default_factory=list)
+    _field_count: int = 0
+
+    async def add_field(self, part: Part) -> None:
+        """Take up a field; `vector_store_ids` may be repeated, or hold several ids with commas between."""
+        self._field_count += 1
+        if self._field_count > _MOST_FIELDS:
+            raise BadRequest("Too many fields.", code="invalid_multipart")
+        value = await part.text()
+        if part.name in _STORE_FIELDS:
+            self._store_ids += [store_id.strip() for store_id in value.split(",") if store_id.strip()]
+        else:
+            self._given[part.name] = _parse_json(part.name, value) if part.name in _JSON_FIELDS else value
+
+    async def add_file(self, part: Part, uploads: Uploads) -> None:
+        """Store a file. One that is empty or too long is noted and does not sink the others."""
+        try:
+            self.accepted.append(await uploads.store(part))
+        except (EmptyFile, TooLarge) as exc:
+            self._reject(part.filename or "unnamed", exc)
+
+    def fields(self) -> BatchUploadFields:
+        """The fields, checked.
+
+        Raises:
+            RequestValidationError: names what is wrong.
+        """
+        given = {**self._given, "vector_store_ids": list(dict.fromkeys(self._store_ids))}
+        try:
+            return BatchUploadFields.model_validate(given)
+        except ValidationError as exc:
+            problems = [{**each, "loc": ("body", *each["loc"])} for each in exc.errors()]
+            raise RequestValidationError(problems, body=given) from exc
+
+    def _reject(self, filename: str, error: Refused) -> None:
+        if not self.rejected:
+            self.status = error.status
+        self.rejected.append(RefusedFile(filename=filename, error=refused_body(error)["error"]))
+
+
+def _parse_json(name: str, text: str) -> object:
+    try:
+        value: object = json.loads(text)
+    except (ValueError, RecursionError) as exc:
+        raise BadRequest(f"'{name}' is not valid JSON.", param=name, code="invalid_json") from exc
+    return value
+
+
+async def receive_batch(request: Request, uploads: Uploads, *, most_files: int) -> BatchUpload:
+    """Read a batch upload to its end; each file's bytes are stored while they arrive.
+
+    Raises:
+        BadRequest: the request is malformed, or has no file, or more than `most_files`.
+        ClientGone: it broke off.
+    """
+    batch = BatchUpload()
+    async for part in read_parts(request):
+        if part.filename is None:
+            await batch.add_field(part)
+            continue
+        if part.name not in _FILE_PARTS:
+            raise BadRequest("Send each file as a part named 'files'.", param=part.name)
+        if len(batch.accepted) + len(batch.rejected) >= most_files:
+            raise BadRequest(f"At most {most_files} files may be uploaded at once.", code="too_many_files")
+        await batch.add_file(part, uploads)
+    if not batch.accepted and not batch.rejected:
+        raise BadRequest("The upload has no part 'files'.", param="files", code="missing_required_parameter")
+    return batch

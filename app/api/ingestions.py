@@ -1,0 +1,122 @@
+"""/v1/ingestions: the batch upload into any number of vector stores, and how its files are doing."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import JSONResponse
+
+from app.access.tokens import Principal
+from app.api.attaching import FileToAttach, NewBatch, attach_files, ring
+from app.api.batch_uploads import BatchUpload, receive_batch
+from app.api.callers import Caller, IngestionId, Meters, Parts
+from app.api.paging import IngestionPage, list_answer
+from app.api.uploads import Uploads
+from app.api.wire.ingestions import BatchUploadAnswer, IngestionAnswer, IngestionList
+from app.api.wire.values import FileCountsAnswer, Status, chunking_of, unix_seconds
+from app.db import Connection, connection, transaction
+from app.ids import from_wire, new_id, to_wire
+from app.records.batches import get_batch
+from app.records.files import insert_files
+from app.records.ingestions import Hint, Ingestion, cancel, get_ingestion, list_ingestions
+from app.records.pages import PageRequest
+from app.records.store_files import STATUS_STATES
+from app.resources import Resources
+
+router = APIRouter()
+
+
+@router.post("/v1/ingestions", status_code=202, response_model=BatchUploadAnswer)
+async def upload_batch(
+    caller: Caller, resources: Parts, meters: Meters, request: Request
+) -> BatchUploadAnswer | JSONResponse:
+    """Take many files in one request and queue them all in one transaction.
+
+    The answer means: the bytes of every file in `data` are durable. Files in `rejected` were empty or too long.
+    """
+    async with Uploads(resources) as uploads:
+        upload = await receive_batch(request, uploads, most_files=resources.settings.max_files_per_batch)
+        store_ids = [from_wire("vs", text) for text in upload.fields().vector_store_ids]
+        if not upload.accepted:
+            first = upload.rejected[0]
+            rejected = [each.model_dump() for each in upload.rejected]
+            return JSONResponse({"error": first.error, "rejected": rejected}, upload.status)
+        answer, hints = await _record(resources, caller, upload, store_ids)
+        uploads.keep()
+    await ring(resources, hints)
+    meters.note_uploads(files=len(upload.accepted), size_bytes=uploads.stored_bytes)
+    return answer
+
+
+@router.get("/v1/ingestions")
+async def list_all_ingestions(
+    caller: Caller,
+    resources: Parts,
+    *,
+    page: IngestionPage,
+    batch_id: Annotated[str | None, Query()] = None,
+    status: Annotated[Status | None, Query()] = None,
+) -> IngestionList:
+    """The caller's ingestions; with `batch_id`, those of one batch, and the counts of all of it."""
+    batch_uuid = None if batch_id is None else from_wire("vsfb", batch_id)
+    states = None if status is None else STATUS_STATES[status]
+    counts: FileCountsAnswer | None = None
+    async with connection(resources.pool) as conn:
+        if batch_uuid is not None:
+            batch = await get_batch(conn, batch_uuid, owner_id=caller.user_id)
+            counts = FileCountsAnswer(**asdict(batch.counts))
+        found = await list_ingestions(conn, user_id=caller.user_id, batch_id=batch_uuid, states=states, page=page)
+    answer = list_answer(found, IngestionAnswer.of, lambda each: each.id)
+    return IngestionList(**dict(answer), file_counts=counts)
+
+
+@router.get("/v1/ingestions/{ingestion_id}")
+async def retrieve_ingestion(caller: Caller, resources: Parts, ingestion_id: IngestionId) -> IngestionAnswer:
+    """How far a file is: stage, progress, attempts, error."""
+    async with connection(resources.pool) as conn:
+        return IngestionAnswer.of(await get_ingestion(conn, ingestion_id, user_id=caller.user_id))
+
+
+@router.post("/v1/ingestions/{ingestion_id}/cancel")
+async def cancel_ingestion(caller: Caller, resources: Parts, ingestion_id: IngestionId) -> IngestionAnswer:
+    """Cancel an ingestion that is not settled; one that is stays as it is."""
+    async with transaction(resources.pool) as conn:
+        await get_ingestion(conn, ingestion_id, user_id=caller.user_id)
+        await cancel(conn, ingestion_id)
+        return IngestionAnswer.of(await get_ingestion(conn, ingestion_id, user_id=caller.user_id))
+
+
+async def _record(
+    resources: Resources, caller: Principal, upload: BatchUpload, store_ids: Sequence[UUID]
+) -> tuple[BatchUploadAnswer, list[Hint]]:
+    """One transaction: files, batch, ingestions, attachments; and the answer as of its commit."""
+    fields = upload.fields()
+    chunking = chunking_of(fields.chunking_strategy)
+    files = [FileToAttach(new.id, chunking, fields.attributes or {}) for new in upload.accepted]
+    batch = NewBatch(new_id(), store_ids[0] if len(store_ids) == 1 else None)
+    async with transaction(resources.pool) as conn:
+        await insert_files(conn, upload.accepted, owner_id=caller.user_id)
+        hints = await attach_files(conn, resources.settings, caller, files=files, store_ids=store_ids, batch=batch)
+        made = await get_batch(conn, batch.id, owner_id=caller.user_id)
+        ingestions = await _in_order(conn, caller, batch.id, files)
+    answer = BatchUploadAnswer(
+        id=to_wire("vsfb", batch.id),
+        created_at=unix_seconds(made.created_at),
+        vector_store_ids=[to_wire("vs", store_id) for store_id in store_ids],
+        file_counts=FileCountsAnswer(**asdict(made.counts)),
+        data=[IngestionAnswer.of(ingestion) for ingestion in ingestions],
+        rejected=upload.rejected,
+    )
+    return answer, hints
+
+
+async def _in_order(
+    conn: Connection, caller: Principal, batch_id: UUID, files: Sequence[FileToAttach]
+) -> list[Ingestion]:
+    """A batch's ingestions in the order of the files; ids made within a millisecond are in none."""
+    page = PageRequest(limit=len(files))
+    found = await list_ingestions(conn, user_id=caller.user_id, batch_id=batch_id, states=None, page=page)
+    by_file = {ingestion.file_id: ingestion for ingestion in found.rows}
+    return [by_file[file.file_id] for file in files]

@@ -1,0 +1,70 @@
+"""Documents to chunks of text."""
+
+import asyncio
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from app.errors import Unprocessable
+from app.extraction.formats import PLAIN, SUPPORTED, supported_media_type
+from app.extraction.guard import GuardedParser
+from app.extraction.texts import clean, cut, decode
+from app.extraction.values import Chunking, ExtractedDocument, ExtractionLimits, TextChunk
+
+_SMALL_BYTES = 16 * 1024
+"""Cutting holds the interpreter's lock, some 0.6 µs a byte: texts beyond this would stall the event loop."""
+
+
+class Extractor:
+    """Reads documents within limits; use as an async context manager, one per event loop."""
+
+    def __init__(self, limits: ExtractionLimits) -> None:
+        self._parser = GuardedParser(limits)
+        self._limits = limits
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._parser.close()
+
+    @property
+    def zygote_pid(self) -> int | None:
+        """The process whose children parse, once there is one."""
+        return self._parser.zygote_pid
+
+    async def extract(
+        self, source: Path, *, filename: str, media_type: str | None, chunking: Chunking
+    ) -> ExtractedDocument:
+        """The document's text in chunks; at least one.
+
+        `media_type` is what was found at upload; the whole content is looked at again here, because an
+        archive's kind stands at its end. Small plain texts are cut in a thread, all else in a guarded child.
+
+        Raises:
+            Unprocessable: the document is at fault; the code and the sentence say why.
+        """
+        found = await asyncio.to_thread(_detect, source, filename) or media_type
+        if found is None:
+            raise Unprocessable(
+                "unsupported_file", f"'{filename}' is in no format that can be read; supported are {SUPPORTED}."
+            )
+        if found == PLAIN and (await asyncio.to_thread(source.stat)).st_size <= _SMALL_BYTES:
+            characters, chunks = await asyncio.to_thread(_cut_small, source, chunking)
+        else:
+            answer = await self._parser.parse(source, found, chunking)
+            characters, chunks = answer["characters"], answer["chunks"]
+        if not chunks:
+            raise Unprocessable("empty_text", f"'{filename}' holds no text.")
+        return ExtractedDocument(tuple(TextChunk(chunk) for chunk in chunks), characters, found)
+
+
+def _detect(source: Path, filename: str) -> str | None:
+    return supported_media_type(filename, source.read_bytes())
+
+
+def _cut_small(source: Path, chunking: Chunking) -> tuple[int, list[str]]:
+    text = clean(decode(source.read_bytes()))
+    return len(text), list(cut(text, chunking))

@@ -1,0 +1,52 @@
+"""RQ's commands to a worker, over pub/sub (rq.command): stop-job, stop-execution, kill-horse, shutdown."""
+
+import json
+import logging
+from typing import TYPE_CHECKING, Any
+
+from redis.asyncio.client import PubSub
+
+from app.jobs.running import Running
+
+if TYPE_CHECKING:
+    from app.jobs.worker import AsyncWorker
+
+logger = logging.getLogger("rq.worker")
+
+
+async def listen(worker: "AsyncWorker") -> None:
+    """Obey commands until cancelled; subscribes again whenever Redis is back."""
+    while True:
+        await worker.until_redis_answers(lambda: _listen_once(worker))
+
+
+async def _listen_once(worker: "AsyncWorker") -> None:
+    subscription: PubSub = worker.blocking_redis.pubsub()
+    try:
+        await subscription.subscribe(worker.pubsub_channel_name)
+        async for message in subscription.listen():
+            if message["type"] == "message":
+                _obey(worker, message["data"])
+    finally:
+        await subscription.aclose()
+
+
+def _obey(worker: "AsyncWorker", raw: bytes) -> None:
+    try:
+        command: dict[str, Any] = json.loads(raw)
+        name = command["command"]
+    except (ValueError, KeyError, TypeError):
+        logger.warning("Worker %s: a command that is none was ignored", worker.name)
+        return
+    if name == "shutdown":
+        worker.request_shutdown()
+    elif name in {"stop-job", "stop-execution", "kill-horse"}:
+        stopped = worker.stop_running(lambda running: _is_meant(running, name, command))
+        if not stopped:
+            logger.warning("Worker %s: %s: no such job runs here", worker.name, name)
+
+
+def _is_meant(running: Running, name: str, command: dict[str, Any]) -> bool:
+    if name == "stop-job":
+        return running.job.id == command.get("job_id")
+    return name == "kill-horse" or running.execution.id == command.get("execution_id")

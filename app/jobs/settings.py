@@ -1,0 +1,164 @@
+"""Where Redis is: arq's `RedisSettings` (arq 0.28, `arq.connections`)."""
+
+import ssl
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+from urllib.parse import parse_qs, unquote, urlparse
+
+from redis import Redis, SSLConnection
+from redis import asyncio as aioredis
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.asyncio.sentinel import Sentinel as AsyncSentinel
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from redis.sentinel import Sentinel
+
+MOST_CONNECTIONS = 2**31
+"""arq's behaviour; redis-py 8 otherwise refuses the 101st concurrent command."""
+
+
+@dataclass
+class RedisSettings:
+    """Connection settings; field order and defaults are arq's."""
+
+    host: str | list[tuple[str, int]] = "localhost"
+    port: int = 6379
+    unix_socket_path: str | None = None
+    database: int = 0
+    username: str | None = None
+    password: str | None = None
+    ssl: bool = False
+    ssl_keyfile: str | None = None
+    ssl_certfile: str | None = None
+    ssl_cert_reqs: Literal["none", "optional", "required"] = "required"
+    ssl_ca_certs: str | None = None
+    ssl_ca_data: str | None = None
+    ssl_check_hostname: bool = False
+    conn_timeout: float = 1
+    conn_retries: int = 5
+    conn_retry_delay: float = 1
+    max_connections: int | None = None
+    sentinel: bool = False
+    sentinel_master: str = "mymaster"
+    retry_on_timeout: bool = False  # redis-py 8 always does; kept for arq's sake
+    retry_on_error: list[type[Exception]] | None = None
+    retry: Any = None
+
+    @classmethod
+    def from_dsn(cls, dsn: str) -> "RedisSettings":
+        """Settings from `redis://`, `rediss://` or `unix://`.
+
+        Raises:
+            RuntimeError: another scheme.
+        """
+        parts = urlparse(dsn)
+        if parts.scheme not in {"redis", "rediss", "unix"}:
+            raise RuntimeError("invalid DSN scheme")
+        query = parse_qs(parts.query)
+        database = int(query["db"][0]) if "db" in query else 0
+        username = unquote(parts.username) if parts.username else None
+        password = unquote(parts.password) if parts.password else None
+        if parts.scheme == "unix":
+            return cls(unix_socket_path=parts.path, database=database, username=username, password=password)
+        if "db" not in query and parts.path.strip("/"):
+            database = int(parts.path.strip("/"))
+        return cls(
+            host=parts.hostname or "localhost",
+            port=parts.port or 6379,
+            database=database,
+            username=username,
+            password=password,
+            ssl=parts.scheme == "rediss",
+        )
+
+
+def _options(settings: RedisSettings, retry: type[Retry | AsyncRetry]) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "db": settings.database,
+        "username": settings.username,
+        "password": settings.password,
+        "socket_connect_timeout": settings.conn_timeout,
+        "retry_on_error": settings.retry_on_error,
+        "encoding": "utf8",
+        # one more try heals a pooled connection that went stale; redis-py's own back-off takes a minute
+        "retry": settings.retry or retry(NoBackoff(), 1),
+    }
+    if settings.ssl:
+        options |= {
+            "ssl": True,
+            "ssl_keyfile": settings.ssl_keyfile,
+            "ssl_certfile": settings.ssl_certfile,
+            "ssl_cert_reqs": {
+                "none": ssl.CERT_NONE,
+                "optional": ssl.CERT_OPTIONAL,
+                "required": ssl.CERT_REQUIRED,
+            }[settings.ssl_cert_reqs],
+            "ssl_ca_certs": settings.ssl_ca_certs,
+            "ssl_ca_data": settings.ssl_ca_data,
+            "ssl_check_hostname": settings.ssl_check_hostname,
+        }
+    return options
+
+
+def async_pool(settings: RedisSettings, *, socket_timeout: float | None) -> aioredis.ConnectionPool:
+    """A pool of async connections; nothing is connected yet.
+
+    Raises:
+        RuntimeError: `sentinel` without a list of (host, port).
+    """
+    options = _options(settings, AsyncRetry) | {"socket_timeout": socket_timeout}
+    limit = settings.max_connections or MOST_CONNECTIONS
+    if settings.sentinel:
+        sentinel = AsyncSentinel(_sentinel_hosts(settings), sentinel_kwargs=options, **options)
+        pool: aioredis.ConnectionPool = sentinel.master_for(settings.sentinel_master).connection_pool
+        return pool
+    place = _place(settings)
+    return aioredis.Redis(**place, **options, max_connections=limit).connection_pool
+
+
+def sync_client(settings: RedisSettings, *, socket_timeout: float | None) -> Redis:
+    """A sync client for RQ's own code in threads; nothing is connected yet.
+
+    Raises:
+        RuntimeError: as `async_pool`.
+    """
+    options = _options(settings, Retry) | {"socket_timeout": socket_timeout}
+    if settings.sentinel:
+        sentinel = Sentinel(_sentinel_hosts(settings), sentinel_kwargs=options, **options)
+        client: Redis = sentinel.master_for(settings.sentinel_master)
+        return client
+    return Redis(**_place(settings), **options)
+
+
+def _place(settings: RedisSettings) -> dict[str, Any]:
+    if settings.unix_socket_path:
+        return {"unix_socket_path": settings.unix_socket_path}
+    return {"host": settings.host, "port": settings.port}
+
+
+def _sentinel_hosts(settings: RedisSettings) -> Sequence[tuple[str, int]]:
+    if isinstance(settings.host, str):
+        raise RuntimeError("str provided for 'host' but 'sentinel' is true; list of sentinels expected")  # noqa: TRY004 - arq's error
+    return settings.host
+
+
+def settings_of(connection: Redis | None) -> RedisSettings:
+    """The settings behind a sync client that somebody else made, such as RQ's command line."""
+    if connection is None:
+        return RedisSettings()
+    given = connection.connection_pool.connection_kwargs
+    return RedisSettings(
+        host=given.get("host") or "localhost",
+        port=given.get("port") or 6379,
+        unix_socket_path=given.get("path"),
+        database=given.get("db") or 0,
+        username=given.get("username"),
+        password=given.get("password"),
+        ssl=issubclass(connection.connection_pool.connection_class, SSLConnection),
+        ssl_keyfile=given.get("ssl_keyfile"),
+        ssl_certfile=given.get("ssl_certfile"),
+        ssl_ca_certs=given.get("ssl_ca_certs"),
+        ssl_ca_data=given.get("ssl_ca_data"),
+        ssl_check_hostname=bool(given.get("ssl_check_hostname", False)),
+    )

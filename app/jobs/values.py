@@ -1,0 +1,89 @@
+"""The values and exceptions of arq's API (arq 0.28, `arq.jobs`, `arq.worker`), and RQ's view of a job."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import Enum
+from typing import Any
+
+
+class JobStatus(str, Enum):  # noqa: UP042 - arq's bases: str() of a member shows its class
+    """What arq says of a job."""
+
+    deferred = "deferred"
+    queued = "queued"
+    in_progress = "in_progress"
+    complete = "complete"
+    not_found = "not_found"
+
+
+@dataclass(frozen=True, slots=True)
+class JobDef:
+    """A job as it was enqueued; `score` is the time it is due, in ms since the epoch, or None."""
+
+    function: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    job_try: int | None
+    enqueue_time: datetime | None
+    score: int | None
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobResult(JobDef):
+    """A job that is over; `result` is the exception if it failed."""
+
+    success: bool
+    result: Any
+    start_time: datetime | None
+    finish_time: datetime | None
+    queue_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobView:
+    """What RQ stores of a job: `status` is RQ's word, `error` the last line of its traceback."""
+
+    job_id: str
+    status: str
+    enqueued_at: datetime | None
+    started_at: datetime | None
+    ended_at: datetime | None
+    worker_name: str | None
+    error: str | None
+
+
+class ResultNotFound(RuntimeError):
+    """There is neither such a job nor a result of it."""
+
+
+class SerializationError(RuntimeError):
+    """Arguments or a result cannot be serialized."""
+
+
+class DeserializationError(RuntimeError):
+    """What Redis holds of a job cannot be read with this serializer."""
+
+
+class JobExecutionFailed(RuntimeError):
+    """The job failed, and all that is known of why is this text."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, JobExecutionFailed) and self.args == other.args
+
+    def __hash__(self) -> int:
+        return hash(self.args)
+
+
+class Retry(RuntimeError):
+    """Raise it in a job to run again after `defer` seconds; the run counts as a try."""
+
+    def __init__(self, defer: float | timedelta | None = None) -> None:
+        seconds = defer.total_seconds() if isinstance(defer, timedelta) else defer
+        self.defer_seconds = float(seconds or 0)
+        super().__init__(f"<Retry defer {self.defer_seconds:0.2f}s>")
+
+    @property
+    def defer_score(self) -> int:
+        """The delay in milliseconds."""
+        return int(self.defer_seconds * 1000)

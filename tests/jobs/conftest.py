@@ -1,0 +1,70 @@
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+import anyio
+import pytest
+import redis
+
+from app.jobs import ArqRedis, AsyncWorker, RedisSettings, create_pool
+from tests.jobs import functions
+
+RunWorker = Callable[..., AbstractAsyncContextManager[AsyncWorker]]
+ALL = [
+    functions.multiply,
+    functions.fail_async,
+    functions.retry_twice,
+    functions.forever,
+    functions.meet,
+    functions.kill_worker_once,
+]
+
+
+@pytest.fixture
+async def pool(redis_url: str) -> AsyncIterator[ArqRedis]:
+    pool = await create_pool(RedisSettings.from_dsn(redis_url), default_queue_name="q", serializer="json")
+    yield pool
+    await pool.aclose()
+
+
+@pytest.fixture
+def sync_redis(redis_url: str) -> Iterator[redis.Redis]:
+    client = redis.Redis.from_url(redis_url)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def run_worker(redis_url: str) -> RunWorker:
+    """Runs a worker in this loop while a block lasts; it must end by itself when told to."""
+
+    @asynccontextmanager
+    async def run(**options: Any) -> AsyncIterator[AsyncWorker]:
+        defaults: dict[str, Any] = {"serializer": "json", "functions": ALL, "shutdown_grace_seconds": 0.1}
+        queues = options.pop("queues", ["q"])
+        url = options.pop("url", redis_url)
+        worker = AsyncWorker(queues, redis_settings=RedisSettings.from_dsn(url), **(defaults | options))
+        stop = anyio.Event()
+        task = asyncio.create_task(worker.run(stop=stop))
+        try:
+            yield worker
+        finally:
+            stop.set()
+            async with asyncio.timeout(15):
+                await task
+
+    return run
+
+
+@pytest.fixture
+def until() -> Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]:
+    """Asks again until the answer is true; a condition, not a time, is waited for."""
+
+    async def wait(condition: Callable[[], Awaitable[Any]]) -> Any:
+        async with asyncio.timeout(20):
+            while not (found := await condition()):
+                await asyncio.sleep(0.01)
+        return found
+
+    return wait
