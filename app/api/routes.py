@@ -15,7 +15,6 @@ from app.api import (
     vector_stores,
 )
 
-
 MODULES = (
     files,
     vector_stores,

@@ -7,9 +7,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
@@ -31,13 +31,14 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class ServicePlan:
-    """What to start."""
+    """What to start, and with which settings; a part that `environment` names is not started."""
 
     folder: Path
     host: str = "127.0.0.1"
     port: int = 8000
     api_processes: int = 1
     workers: int = 1
+    environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ def running_service(plan: ServicePlan, say: Say) -> Iterator[RunningService]:
     data = DataFolder(plan.folder)
     data.make()
     with ExitStack() as stack:
-        environment = dict(os.environ)
+        environment = dict(plan.environment)
         _provide_servers(data, environment, stack, say)
         environment.setdefault("STORAGE_URL", f"file://{data.path / 'blobs'}")
         environment.setdefault("SLUICE_KEY_ENCRYPTION_KEY", data.key_encryption_key())

@@ -201,10 +201,10 @@ async def claim_due(conn: Connection, *, limit: int, lease_seconds: float, worke
     """Take up to `limit` due ingestions, oldest first; rows that a rival is taking are skipped."""
     rows = await conn.fetch(
         f"""
-        {_CLAIM} AND i.id IN (
+        {_CLAIM} AND i.id = ANY(ARRAY( -- evaluated once; a join would run IN's subquery again and pass the limit
             SELECT id FROM ingestions WHERE state = 'queued' AND next_run_at <= now()
             ORDER BY next_run_at LIMIT $3 FOR UPDATE SKIP LOCKED
-        ) {_CLAIMED}
+        )) {_CLAIMED}
         """,
         lease_seconds,
         worker,
@@ -370,12 +370,12 @@ async def take_unhinted(conn: Connection, *, limit: int, silent_seconds: float) 
     """Due rows of which the queue has not heard for a while, marked as hinted now; the caller rings."""
     rows = await conn.fetch(
         """
-        UPDATE ingestions SET hinted_at = now() WHERE id IN (
+        UPDATE ingestions SET hinted_at = now() WHERE id = ANY(ARRAY(
             SELECT id FROM ingestions
             WHERE state = 'queued' AND next_run_at <= now()
               AND (hinted_at IS NULL OR greatest(hinted_at, next_run_at) < now() - make_interval(secs => $1))
             ORDER BY next_run_at LIMIT $2 FOR UPDATE SKIP LOCKED
-        ) RETURNING id, user_id, embedding_key_id, fence + 1 AS next_fence
+        )) RETURNING id, user_id, embedding_key_id, fence + 1 AS next_fence
         """,
         silent_seconds,
         limit,

@@ -148,6 +148,7 @@ async def test_a_wrong_batch_upload_leaves_no_blob_and_no_row(
     ada: Person,
     pool: Pool,
     blob_names: Callable[[], list[str]],
+    *,
     fields: dict[str, str],
     status: int,
     param: str | None,
