@@ -14,7 +14,7 @@ from rich.console import Console
 from app.cli import admin
 from app.cli.client import SluiceClient, find_files
 from app.cli.demo import run_demo
-from app.cli.doctor import print_findings
+from app.cli.doctor import check_ready, print_findings
 from app.cli.place import DEFAULT_FOLDER, DataFolder, api_access, command_settings
 from app.cli.screen import ingest_with_progress, print_failures, print_hits, print_welcome
 from app.cli.service import ServicePlan, running_service, watch
@@ -143,6 +143,12 @@ def doctor(*, folder: Folder = DEFAULT_FOLDER) -> None:
     findings = anyio.run(print_findings, Console(), command_settings(folder))
     if findings:
         raise typer.Exit(1)
+
+
+@app.command()
+def ready(*, folder: Folder = DEFAULT_FOLDER) -> None:
+    """Ask whether a worker could work: Postgres and the queue answer. Exits with 1 and says what does not."""
+    anyio.run(check_ready, command_settings(folder))
 
 
 def _say(console: Console) -> Callable[[str], None]:

@@ -9,7 +9,7 @@ import anyio
 import structlog
 
 from app.db import connection, transaction
-from app.errors import Transient
+from app.errors import Transient, Unprocessable
 from app.ingest.commit import save_docs_to_multiple_collections
 from app.ingest.leases import LeaseKeeper
 from app.ingest.outcomes import Completed, Failed, Outcome, RetryLater, Superseded, outcome_of
@@ -84,8 +84,8 @@ class Processor:
                 async with self._writers, transaction(self.resources.pool) as conn:
                     stores = await save_docs_to_multiple_collections(conn, held, prepared)
         except Exception as exc:  # the job boundary: whatever it was, the status must say so
-            if not isinstance(exc, Transient):
-                logger.info("attempt failed", ingestion=held.ingestion_id.hex, exc_info=exc)
+            if not isinstance(exc, Transient | Unprocessable):
+                logger.exception("attempt failed", ingestion=held.ingestion_id.hex)
             return outcome_of(
                 exc,
                 attempts=held.attempts,

@@ -1,6 +1,6 @@
 """Files in vector stores: attaching, detaching, listing.
 
-Order of locks, everywhere: ingestions, then vector_store_files, then chunks; so there is no deadlock with the
+Order of locks, everywhere: stores, files, ingestions, vector_store_files, chunks; so there is no deadlock with the
 transaction that commits a file.
 """
 

@@ -1,0 +1,140 @@
+"""The sweep and the drain: nothing stays behind, with or without Redis."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from uuid import UUID
+
+import anyio
+import pytest
+
+from app.access.tokens import Principal
+from app.db import transaction
+from app.doctor import examine
+from app.doorbell import job_id_of
+from app.embedded import EmbeddedRedis
+from app.ingest.maintenance import maintain, sweep
+from app.ingest.process import Processor
+from app.records.ingestions import Hint, claim
+from app.resources import open_resources
+from app.settings import Settings
+from app.worker import run_worker
+from tests.ingest.conftest import Workbench
+
+
+async def until_settled(bench: Workbench, *ingestions: UUID) -> list[str]:
+    async with asyncio.timeout(30):
+        while True:
+            states = [(await bench.row(ingestion)).state for ingestion in ingestions]
+            if not {"queued", "running"} & set(states):
+                return states
+            await asyncio.sleep(0.02)
+
+
+async def test_the_sweep_rings_for_work_that_nobody_was_told_of(bench: Workbench) -> None:
+    ingestion = await bench.attach(await bench.file(), [await bench.store()])
+    await bench.sql("UPDATE ingestions SET hinted_at = NULL")
+    await sweep(bench.resources, has_queue=True)
+    job_id = job_id_of(ingestion, 1)
+    assert await bench.resources.doorbell.statuses([job_id]) == {job_id: "queued"}
+    await sweep(bench.resources, has_queue=True)
+    view = await bench.resources.doorbell.get_job_status(job_id)
+    assert view is not None
+    assert view.status == "queued"
+
+
+async def test_the_sweep_takes_expired_leases_back(bench: Workbench) -> None:
+    ingestion = await bench.attach(await bench.file(), [await bench.store()])
+    async with transaction(bench.resources.pool) as conn:
+        await claim(conn, ingestion, lease_seconds=0.0, worker="lost")
+    await sweep(bench.resources, has_queue=True)
+    row = await bench.row(ingestion)
+    assert (row.state, row.crashes) == ("queued", 1)
+    assert "lost" in (row.error_message or "")
+    assert list((await bench.resources.doorbell.statuses([job_id_of(ingestion, 2)])).values()) == ["queued"]
+
+
+async def test_one_sweeps_at_a_time(bench: Workbench) -> None:
+    await bench.attach(await bench.file(), [await bench.store()])
+    await bench.sql("UPDATE ingestions SET hinted_at = NULL")
+    async with transaction(bench.resources.pool) as conn:
+        await conn.execute("SELECT pg_advisory_xact_lock($1)", 0x534C55494345)
+        await sweep(bench.resources, has_queue=True)
+        assert await bench.sql("SELECT count(*) FROM ingestions WHERE hinted_at IS NOT NULL") == 0
+    await sweep(bench.resources, has_queue=True)
+    assert await bench.sql("SELECT count(*) FROM ingestions WHERE hinted_at IS NOT NULL") == 1
+
+
+async def test_without_a_queue_files_are_drained_from_postgres(
+    settings: Settings, make_principal: Callable[[str], Awaitable[tuple[Principal, str]]]
+) -> None:
+    owner, _ = await make_principal("ada")
+    without = settings.model_copy(update={"enable_job_queue": False, "redis_url": None})
+    async with open_resources(without, role="test") as resources:
+        bench = Workbench(resources, owner)
+        store = await bench.store()
+        ingestions = [await bench.attach(await bench.file(f"File {n}"), [store]) for n in range(7)]
+        async with anyio.create_task_group() as group:
+            group.start_soon(_maintain, bench.processor)
+            assert await until_settled(bench, *ingestions) == ["completed"] * 7
+            group.cancel_scope.cancel()
+        assert await bench.findings() == []
+
+
+async def _maintain(processor: Processor) -> None:
+    async with processor.keeping_leases():
+        await maintain(processor, concurrency=2)
+
+
+@pytest.fixture
+def with_own_redis(settings: Settings, own_redis: EmbeddedRedis) -> Settings:
+    return settings.model_copy(update={"redis_url": own_redis.url})
+
+
+async def test_a_redis_that_dies_and_comes_back_costs_nothing(
+    with_own_redis: Settings,
+    own_redis: EmbeddedRedis,
+    make_principal: Callable[[str], Awaitable[tuple[Principal, str]]],
+) -> None:
+    owner, _ = await make_principal("ada")
+    async with open_resources(with_own_redis, role="test") as resources, anyio.create_task_group() as group:
+        bench = Workbench(resources, owner)
+        store = await bench.store()
+
+        async def put(name: str) -> UUID:
+            ingestion = await bench.attach(await bench.file(f"{name} " * 30), [store])
+            await resources.doorbell.enqueue_file_processing_jobs([Hint(ingestion, owner.user_id, None, 1)])
+            return ingestion
+
+        group.start_soon(run_worker, with_own_redis)
+        assert await until_settled(bench, await put("with redis")) == ["completed"]
+        await asyncio.to_thread(own_redis.stop)
+        away = [await put(f"without {n}") for n in range(5)]
+        assert await until_settled(bench, *away) == ["completed"] * 5
+        await asyncio.to_thread(own_redis.start)
+        async with asyncio.timeout(20):
+            while not await resources.doorbell.is_job_queue_available():
+                await asyncio.sleep(0.05)
+        assert await until_settled(bench, await put("back")) == ["completed"]
+        group.cancel_scope.cancel()
+        assert [row for row in await examine(resources) if "RQ job" not in row.promise] == []
+
+
+async def test_a_flushed_redis_loses_nothing(
+    with_own_redis: Settings,
+    own_redis: EmbeddedRedis,
+    make_principal: Callable[[str], Awaitable[tuple[Principal, str]]],
+) -> None:
+    owner, _ = await make_principal("ada")
+    async with open_resources(with_own_redis, role="test") as resources:
+        bench = Workbench(resources, owner)
+        store = await bench.store()
+        ingestions = [await bench.attach(await bench.file(f"File {n} " * 30), [store]) for n in range(5)]
+        await resources.doorbell.enqueue_file_processing_jobs(
+            [Hint(each, owner.user_id, None, 1) for each in ingestions]
+        )
+        await asyncio.to_thread(own_redis.flush)
+        async with anyio.create_task_group() as group:
+            group.start_soon(run_worker, with_own_redis)
+            assert await until_settled(bench, *ingestions) == ["completed"] * 5
+            group.cancel_scope.cancel()
+        assert await bench.findings() == []
