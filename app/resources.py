@@ -4,6 +4,8 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
+import anyio
+
 from app.blobs import BlobStore
 from app.db import Pool, open_pool
 from app.doorbell import Doorbell
@@ -42,7 +44,8 @@ async def open_resources(settings: Settings, *, role: str) -> AsyncIterator[Reso
     Raises:
         Broken, DatabaseUnavailable: a part that cannot do without does not open; says which.
     """
-    async with AsyncExitStack() as stack:
+    stack = AsyncExitStack()
+    try:
         pool = await open_pool(
             settings.database_url, max_size=settings.database_pool_size, application_name=f"sluice-{role}"
         )
@@ -75,3 +78,6 @@ async def open_resources(settings: Settings, *, role: str) -> AsyncIterator[Reso
             embedder=embedder,
             extractor=extractor,
         )
+    finally:
+        with anyio.CancelScope(shield=True):  # also when the caller's task group is being cancelled
+            await stack.aclose()

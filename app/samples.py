@@ -50,17 +50,17 @@ Good filter coffee needs fresh beans, a grinder and patience.
 
 ## How to brew
 
-Pour twice the coffee's weight of water over it and let it bloom for thirty seconds. Then pour slowly and in circles.
+Pour twice the coffee's weight of water over it and let it bloom for thirty seconds. Then pour slowly, in circles.
 After three to four minutes the water should have run through. If it is bitter, grind coarser; if it is sour, finer.
 """
 _BEES = """\
 <!DOCTYPE html>
 <html lang="en"><head><title>A year with bees</title><style>p { color: black }</style></head><body>
 <h1>A year with bees</h1>
-<p>In spring the queen lays up to two thousand eggs a day. A colony that feels cramped will swarm, so the beekeeper
-adds a box of empty frames as soon as the cherry trees flower.</p>
-<p>Honey is taken when the bees have capped two thirds of the comb; it then holds less than eighteen per cent of water
-and keeps for years. A third of the harvest stays with the colony.</p>
+<p>In spring the queen lays up to two thousand eggs a day. A colony that feels cramped will swarm, so the
+beekeeper adds a box of empty frames as soon as the cherry trees flower.</p>
+<p>Honey is taken when the bees have capped two thirds of the comb; it then holds less than eighteen per cent of
+water and keeps for years. A third of the harvest stays with the colony.</p>
 <p>Against the varroa mite, the hive is treated with formic acid after the last harvest and with oxalic acid around
 the winter solstice, when there is no brood.</p>
 <script>console.log("not a word of this is text")</script>
@@ -69,11 +69,12 @@ the winter solstice, when there is no brood.</p>
 _GARDEN = """\
 Notes on the walled garden
 
-The south wall keeps the frost away until the middle of November. Figs and apricots stand against it; they are pruned
-in late winter and tied in before the buds open.
+The south wall keeps the frost away until the middle of November. Figs and apricots stand against it; they are
+pruned in late winter and tied in before the buds open.
 
-Potatoes follow beans, cabbage follows potatoes, and every fourth year a bed rests under clover. The compost is turned
-three times and is ready after ten months. Rainwater from the roof of the shed fills two barrels of three hundred litres.
+Potatoes follow beans, cabbage follows potatoes, and every fourth year a bed rests under clover. The compost is
+turned three times and is ready after ten months. Rainwater from the roof of the shed fills two barrels of three
+hundred litres.
 """
 _TIDES = """\
 harbour,high_water,low_water,range_metres
@@ -108,7 +109,8 @@ def _docx(paragraphs: Sequence[str]) -> bytes:
         '<Override PartName="/word/document.xml" ContentType="application/vnd.openxmlformats-officedocument.'
         'wordprocessingml.document.main+xml"/></Types>',
         "_rels/.rels": f'<Relationships xmlns="{names}/package/2006/relationships"><Relationship Id="r1" '
-        f'Type="{names}/officeDocument/2006/relationships/officeDocument" Target="word/document.xml"/></Relationships>',
+        f'Type="{names}/officeDocument/2006/relationships/officeDocument" Target="word/document.xml"/>'
+        "</Relationships>",
         "word/document.xml": f'<w:document xmlns:w="{names}/wordprocessingml/2006/main"><w:body>{body}</w:body>'
         "</w:document>",
     }

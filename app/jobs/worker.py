@@ -97,21 +97,27 @@ class AsyncWorker(Worker):
         self._loop = asyncio.get_running_loop()
         self.stop_event = stop or anyio.Event()
         self.slot_freed = asyncio.Event()
-        async with AsyncExitStack() as stack:
-            self.redis = aioredis.Redis.from_pool(async_pool(self.redis_settings, socket_timeout=_ANSWER_SECONDS))
-            stack.push_async_callback(self.redis.aclose)
-            # blocking pops and subscriptions wait for longer than an answer may take
-            self.blocking_redis = aioredis.Redis.from_pool(async_pool(self.redis_settings, socket_timeout=None))
-            stack.push_async_callback(self.blocking_redis.aclose)
-            self._settler = Settler(self)
-            registered = await self._register()
-            if registered:
+        stack = AsyncExitStack()
+        try:
+            await self._open(stack)
+            if await self._register():
                 beats = HeartbeatThread(self, sync_client(self.redis_settings, socket_timeout=_ANSWER_SECONDS))
                 beats.start()
                 stack.push_async_callback(asyncio.to_thread, self._bury)
                 stack.push_async_callback(asyncio.to_thread, beats.stop)
                 await self._work_until_stopped(burst, job_limit, max_idle_seconds)
+        finally:
+            with anyio.CancelScope(shield=True):  # also when the caller's task group is being cancelled
+                await stack.aclose()
         return self.started_count
+
+    async def _open(self, stack: AsyncExitStack) -> None:
+        self.redis = aioredis.Redis.from_pool(async_pool(self.redis_settings, socket_timeout=_ANSWER_SECONDS))
+        stack.push_async_callback(self.redis.aclose)
+        # blocking pops and subscriptions wait for longer than an answer may take
+        self.blocking_redis = aioredis.Redis.from_pool(async_pool(self.redis_settings, socket_timeout=None))
+        stack.push_async_callback(self.blocking_redis.aclose)
+        self._settler = Settler(self)
 
     def work(  # noqa: PLR0917 - RQ's signature
         self,

@@ -38,7 +38,8 @@ BREAKAGES = {
         "a failure has a reason",
     ),
     "completed without a chunk": (
-        "WITH none AS (DELETE FROM chunks), zero AS (UPDATE vector_store_files SET chunk_count = 0, usage_bytes = 0)"
+        "WITH none AS (DELETE FROM chunks),"
+        " zero AS (UPDATE vector_store_files SET chunk_count = 0, usage_bytes = 0)"
         " UPDATE ingestions SET chunks_total = 0",
         "at least one chunk",
     ),

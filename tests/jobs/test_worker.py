@@ -4,6 +4,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -169,7 +170,7 @@ async def test_a_function_that_is_not_on_the_list_does_not_run(pool: ArqRedis, r
     async with run_worker():
         job = await pool.enqueue_job("os.getcwd")
         assert job is not None
-        with pytest.raises(JobExecutionFailed, match="function 'os.getcwd' not found"):
+        with pytest.raises(JobExecutionFailed, match=r"function 'os\.getcwd' not found"):
             await job.result(10)
 
 
@@ -220,7 +221,7 @@ async def _stock_burst(
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "rq.cli", "worker", queue, "--burst", "-u", redis_url,
         "-S", serializer, "-w", f"{worker_class.__module__}.{worker_class.__qualname__}",
-        env={**os.environ, "PYTHONPATH": os.getcwd()},
+        env={**os.environ, "PYTHONPATH": str(Path.cwd())},
         stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     _, errors = await process.communicate()
@@ -347,7 +348,7 @@ async def test_a_killed_workers_job_runs_again(
         "functions=[functions.kill_worker_once], lease_seconds=1).work()"
     )
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", code, env={**os.environ, "PYTHONPATH": os.getcwd()}
+        sys.executable, "-c", code, env={**os.environ, "PYTHONPATH": str(Path.cwd())}
     )
     assert await process.wait() == -9
     async with run_worker(lease_seconds=1):
