@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+import zlib
 from pathlib import PurePath
 
 PLAIN = "text/plain"
@@ -67,7 +68,7 @@ def _of_zip(content: bytes, extension: str) -> str | None:
                 if any(name.startswith(folder) for name in names):
                     return _BY_EXTENSION[kind]
             return None
-    except (zipfile.BadZipFile, OSError, RuntimeError, ValueError, NotImplementedError):
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError):
         return _BY_EXTENSION.get(extension)
 
 

@@ -19,6 +19,39 @@ _RRF_K = 60
 _CANDIDATES_PER_RESULT = 4
 _LEAST_CANDIDATES = 50
 
+# Parameters: 1 shard, 2 store, 3 vector, 4 query, 5 candidates, 6 and 7 weights, 8 least score, 9 limit,
+# 10 whether words count; the filter's from 11 on.
+_NEAREST = """
+    SELECT c.file_id, c.ordinal, 1 - (c.embedding <=> $3::text::halfvec({dimensions})) AS similarity,
+           row_number() OVER (ORDER BY c.embedding <=> $3::text::halfvec({dimensions})) AS rank
+    FROM chunks c JOIN vector_store_files v USING (vector_store_id, file_id)
+    WHERE c.shard = $1 AND c.vector_store_id = $2 AND {condition} ORDER BY rank LIMIT $5
+"""
+# any of the words may match: people ask questions, they do not list the words that the answer must have
+_WORDED = """
+    SELECT c.file_id, c.ordinal,
+           row_number() OVER (ORDER BY ts_rank(c.words, q.any_word) DESC, c.file_id, c.ordinal) AS rank
+    FROM chunks c JOIN vector_store_files v USING (vector_store_id, file_id),
+         (SELECT replace(plainto_tsquery('simple', $4)::text, '&', '|')::tsquery AS any_word) q
+    WHERE $10 AND c.shard = $1 AND c.vector_store_id = $2 AND c.words @@ q.any_word AND {condition}
+    ORDER BY rank LIMIT $5
+"""
+_SEARCH = f"""
+    WITH nearest AS ({_NEAREST}), worded AS ({_WORDED}), ranked AS (
+        SELECT file_id, ordinal, CASE WHEN $10 THEN
+            (coalesce($6::float8 / ({_RRF_K} + n.rank), 0) + coalesce($7::float8 / ({_RRF_K} + w.rank), 0))
+            * {_RRF_K + 1} / ($6 + $7)
+        ELSE greatest(n.similarity, 0) END AS score
+        FROM nearest n FULL JOIN worded w USING (file_id, ordinal)
+    )
+    SELECT r.file_id, f.filename, v.attributes, r.ordinal, c.content, r.score
+    FROM ranked r
+    JOIN chunks c ON c.shard = $1 AND c.vector_store_id = $2 AND c.file_id = r.file_id AND c.ordinal = r.ordinal
+    JOIN vector_store_files v ON v.vector_store_id = $2 AND v.file_id = r.file_id
+    JOIN files f ON f.id = r.file_id
+    WHERE r.score >= $8 ORDER BY r.score DESC, r.file_id, r.ordinal LIMIT $9
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class SearchWeights:
@@ -67,38 +100,8 @@ async def search_store(
     """
     sql = FilterSql(first_parameter=11)
     condition = sql.condition(filters) if filters else "true"
-    fused = weights.text > 0
-    nearest = f"""
-        SELECT c.file_id, c.ordinal, 1 - (c.embedding <=> $3::text::halfvec({target.dimensions})) AS similarity,
-               row_number() OVER (ORDER BY c.embedding <=> $3::text::halfvec({target.dimensions})) AS rank
-        FROM chunks c JOIN vector_store_files v USING (vector_store_id, file_id)
-        WHERE c.shard = $1 AND c.vector_store_id = $2 AND {condition} ORDER BY rank LIMIT $5
-    """
-    # any of the words may match: people ask questions, they do not list the words that the answer must have
-    worded = f"""
-        SELECT c.file_id, c.ordinal,
-               row_number() OVER (ORDER BY ts_rank(c.words, q.any_word) DESC, c.file_id, c.ordinal) AS rank
-        FROM chunks c JOIN vector_store_files v USING (vector_store_id, file_id),
-             (SELECT replace(plainto_tsquery('simple', $4)::text, '&', '|')::tsquery AS any_word) q
-        WHERE $10 AND c.shard = $1 AND c.vector_store_id = $2 AND c.words @@ q.any_word AND {condition}
-        ORDER BY rank LIMIT $5
-    """
     rows = await conn.fetch(
-        f"""
-        WITH nearest AS ({nearest}), worded AS ({worded}), ranked AS (
-            SELECT file_id, ordinal, CASE WHEN $10 THEN
-                (coalesce($6::float8 / ({_RRF_K} + n.rank), 0) + coalesce($7::float8 / ({_RRF_K} + w.rank), 0))
-                * {_RRF_K + 1} / ($6 + $7)
-            ELSE greatest(n.similarity, 0) END AS score
-            FROM nearest n FULL JOIN worded w USING (file_id, ordinal)
-        )
-        SELECT r.file_id, f.filename, v.attributes, r.ordinal, c.content, r.score
-        FROM ranked r
-        JOIN chunks c ON c.shard = $1 AND c.vector_store_id = $2 AND c.file_id = r.file_id AND c.ordinal = r.ordinal
-        JOIN vector_store_files v ON v.vector_store_id = $2 AND v.file_id = r.file_id
-        JOIN files f ON f.id = r.file_id
-        WHERE r.score >= $8 ORDER BY r.score DESC, r.file_id, r.ordinal LIMIT $9
-        """,
+        _SEARCH.format(dimensions=target.dimensions, condition=condition),
         target.shard,
         target.vector_store_id,
         HalfVector(vector).to_text(),
@@ -108,7 +111,7 @@ async def search_store(
         weights.text,
         least_score,
         limit,
-        fused,
+        weights.text > 0,
         *sql.parameters,
     )
     return [Hit(**dict(row)) for row in rows]

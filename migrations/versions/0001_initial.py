@@ -60,9 +60,7 @@ def upgrade() -> None:
         sa.Column("hint", sa.Text(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("revoked_at", sa.DateTime(timezone=True), nullable=True),
-        sa.ForeignKeyConstraint(
-            ["user_id"], ["users.id"], name=op.f("fk_api_tokens_user_id"), ondelete="CASCADE"
-        ),
+        sa.ForeignKeyConstraint(["user_id"], ["users.id"], name=op.f("fk_api_tokens_user_id"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_api_tokens")),
         sa.UniqueConstraint("token_sha256", name=op.f("uq_api_tokens_token_sha256")),
     )
@@ -78,9 +76,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(
             ["owner_id"], ["users.id"], name=op.f("fk_embedded_texts_owner_id"), ondelete="CASCADE"
         ),
-        sa.PrimaryKeyConstraint(
-            "owner_id", "model", "dimensions", "text_sha256", name=op.f("pk_embedded_texts")
-        ),
+        sa.PrimaryKeyConstraint("owner_id", "model", "dimensions", "text_sha256", name=op.f("pk_embedded_texts")),
     )
     op.create_index(op.f("ix_embedded_texts_created_at"), "embedded_texts", ["created_at"], unique=False)
     op.create_table(
@@ -139,9 +135,7 @@ def upgrade() -> None:
         sa.Column("dimensions", sa.Integer(), nullable=False),
         sa.Column("shard", sa.Integer(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
-        sa.Column(
-            "last_active_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False
-        ),
+        sa.Column("last_active_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("expires_after_days", sa.Integer(), nullable=True),
         sa.ForeignKeyConstraint(["owner_id"], ["users.id"], name=op.f("fk_vector_stores_owner_id")),
         sa.ForeignKeyConstraint(["shard"], ["shards.id"], name=op.f("fk_vector_stores_shard")),
@@ -194,9 +188,7 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("vector_store_id", "group_id", name=op.f("pk_vector_store_grants")),
     )
-    op.create_index(
-        op.f("ix_vector_store_grants_group_id"), "vector_store_grants", ["group_id"], unique=False
-    )
+    op.create_index(op.f("ix_vector_store_grants_group_id"), "vector_store_grants", ["group_id"], unique=False)
     op.create_table(
         "ingestions",
         sa.Column("id", sa.Uuid(), nullable=False),
@@ -226,9 +218,7 @@ def upgrade() -> None:
         sa.CheckConstraint(
             "(state = 'failed') <= (error_code IS NOT NULL)", name=op.f("ck_ingestions_failed_has_reason")
         ),
-        sa.CheckConstraint(
-            "(state = 'running') = (lease_until IS NOT NULL)", name=op.f("ck_ingestions_lease")
-        ),
+        sa.CheckConstraint("(state = 'running') = (lease_until IS NOT NULL)", name=op.f("ck_ingestions_lease")),
         sa.CheckConstraint(
             "(state IN ('completed', 'failed', 'cancelled')) = (finished_at IS NOT NULL)",
             name=op.f("ck_ingestions_finished"),
@@ -243,9 +233,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(
             ["embedding_key_id"], ["embedding_keys.id"], name=op.f("fk_ingestions_embedding_key_id")
         ),
-        sa.ForeignKeyConstraint(
-            ["file_id"], ["files.id"], name=op.f("fk_ingestions_file_id"), ondelete="CASCADE"
-        ),
+        sa.ForeignKeyConstraint(["file_id"], ["files.id"], name=op.f("fk_ingestions_file_id"), ondelete="CASCADE"),
         sa.ForeignKeyConstraint(["user_id"], ["users.id"], name=op.f("fk_ingestions_user_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_ingestions")),
     )
@@ -305,9 +293,7 @@ def downgrade() -> None:
     op.drop_index(op.f("ix_vector_store_files_file_id"), table_name="vector_store_files")
     op.drop_table("vector_store_files")
     op.drop_index(op.f("ix_ingestions_user_id_id"), table_name="ingestions")
-    op.drop_index(
-        "ix_ingestions_leases", table_name="ingestions", postgresql_where=sa.text("state = 'running'")
-    )
+    op.drop_index("ix_ingestions_leases", table_name="ingestions", postgresql_where=sa.text("state = 'running'"))
     op.drop_index(op.f("ix_ingestions_file_id"), table_name="ingestions")
     op.drop_index("ix_ingestions_due", table_name="ingestions", postgresql_where=sa.text("state = 'queued'"))
     op.drop_index(op.f("ix_ingestions_batch_id_id"), table_name="ingestions")

@@ -1,6 +1,8 @@
 """The sweep and the drain: nothing stays behind, with or without Redis."""
 
 import asyncio
+import os
+import sys
 from collections.abc import Awaitable, Callable
 from uuid import UUID
 
@@ -138,3 +140,25 @@ async def test_a_flushed_redis_loses_nothing(
             assert await until_settled(bench, *ingestions) == ["completed"] * 5
             group.cancel_scope.cancel()
         assert await bench.findings() == []
+
+
+async def test_a_stock_rq_worker_processes_a_file(bench: Workbench, settings: Settings) -> None:
+    ingestion = await bench.attach(await bench.file(), [await bench.store()])
+    await bench.resources.doorbell.enqueue_file_processing_jobs([Hint(ingestion, bench.owner.user_id, None, 1)])
+    assert settings.redis_url is not None
+    environment = {
+        **os.environ,
+        "DATABASE_URL": settings.database_url,
+        "REDIS_URL": settings.redis_url,
+        "STORAGE_URL": settings.storage_url,
+    }
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "rq.cli", "worker", "file_processing", "--burst", "-u", settings.redis_url,
+        "-S", "rq.serializers.JSONSerializer", env=environment, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    _, errors = await process.communicate()
+    assert process.returncode == 0, errors.decode()
+    assert (await bench.row(ingestion)).state == "completed", errors.decode()
+    job_id = job_id_of(ingestion, 1)
+    assert await bench.resources.doorbell.statuses([job_id]) == {job_id: "finished"}
+    assert await bench.findings() == []
