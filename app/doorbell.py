@@ -21,6 +21,8 @@ _BUDGET_SECONDS = 0.25
 _BREAK_SECONDS = 2.0
 """After a failure nobody knocks for so long: an upload must not wait for a Redis that is away."""
 _MOST_HINTS_A_CALL = 500
+_SLACK_SECONDS = 60
+"""The pipeline's own time limit ends an attempt and counts it; RQ's comes later, it would look like a shutdown."""
 
 logger = structlog.stdlib.get_logger(__name__)
 
@@ -112,7 +114,7 @@ class Doorbell:
             job_id=job_id_of(hint.ingestion_id, hint.next_fence),
             queue_name=QUEUE_NAME,
             defer_by=timedelta(seconds=hint.delay_seconds) if hint.delay_seconds else None,
-            timeout=settings.job_timeout,
+            timeout=settings.job_timeout + _SLACK_SECONDS,
             result_ttl=settings.job_result_ttl,
             failure_ttl=settings.job_failure_ttl,
         )

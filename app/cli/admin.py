@@ -8,8 +8,6 @@ from typing import Annotated, TypeVar
 import anyio
 import typer
 from pydantic import SecretStr
-from rich.console import Console
-from rich.table import Table
 
 from app.access.embedding_keys import add_embedding_key, list_embedding_keys, revoke_embedding_key
 from app.access.people import (
@@ -54,10 +52,10 @@ def _in_database(folder: Path, act: Callable[[Connection, Settings], Awaitable[T
 
 
 def _print_table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    table = Table(*columns, box=None, header_style="bold")
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
+    """Aligned columns, never cut: ids are there to be copied, and scripts read them."""
+    widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
+    for row in (columns, *rows):
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 @keys.command("create")

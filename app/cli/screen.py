@@ -7,7 +7,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from app.cli.client import Failure, SluiceClient, portions
@@ -80,14 +79,16 @@ def _snippet(text: str, query: str) -> str:
 def print_welcome(console: Console, service: RunningService, folder: Path) -> None:
     """Where the service is and how to use it."""
     key = service.api_key or "(sluice keys create --user admin makes one)"
-    console.print(
-        Panel.fit(
-            f"base URL   {service.url}/v1\nAPI key    {key}\ndata       {folder.resolve()}\n\n"
-            "[dim]from openai import OpenAI\n"
-            f'client = OpenAI(base_url="{service.url}/v1", api_key="{key}")\n\n'
-            'sluice ingest FILES… --store notes\nsluice search "…" --store notes[/dim]\n\nCtrl-C stops it.',
-            title="Sluice is up",
-        ),
-        soft_wrap=True,
-        highlight=False,
+    lines = (
+        "[bold green]Sluice is up[/bold green]\n",
+        f"  base URL   {service.url}/v1",
+        f"  API key    {key}",
+        f"  data       {folder.resolve()}\n",
+        "  [dim]from openai import OpenAI",
+        f'  client = OpenAI(base_url="{service.url}/v1", api_key="{key}")\n',
+        "  sluice ingest FILES… --store notes",
+        '  sluice search "…" --store notes[/dim]\n',
+        "Ctrl-C stops it.",
     )
+    # as it is, however narrow the terminal: these lines are there to be copied
+    console.print("\n".join(lines), soft_wrap=True, highlight=False)
