@@ -1,0 +1,58 @@
+"""Real documents: each ends in chunks, or in a refusal that a person understands."""
+
+import asyncio
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from app.errors import Unprocessable
+from app.extraction import Chunking, Extractor
+from app.samples import write_samples
+from tests.extraction.conftest import CORPUS
+
+
+@pytest.mark.parametrize("folder", ["files", "hard"])
+async def test_every_document_ends_in_chunks_or_in_a_reason(extractor: Extractor, folder: str) -> None:
+    if not (CORPUS / folder).is_dir():
+        pytest.skip("the founders' corpus is not here")
+    ends: Counter[str] = Counter()
+    refusals: list[tuple[str, Unprocessable]] = []
+
+    async def read(path: Path) -> None:
+        try:
+            document = await extractor.extract(path, filename=path.name, media_type=None, chunking=Chunking())
+        except Unprocessable as exc:
+            refusals.append((path.name, exc))
+        else:
+            ends["chunks"] += 1
+            assert document.chunks, path.name
+            "".join(chunk.text for chunk in document.chunks).encode()
+            assert not any("\x00" in chunk.text for chunk in document.chunks), path.name
+
+    paths = sorted((CORPUS / folder).iterdir())
+    await asyncio.gather(*(read(path) for path in paths))
+    for name, refusal in refusals:
+        assert len(str(refusal)) > 10, name
+        assert refusal.failure not in {"parser_timeout", "parser_crashed"}, name
+        ends[refusal.failure] += 1
+    assert ends.total() == len(paths)
+    assert ends["chunks"] > len(paths) * (0.7 if folder == "files" else 0.3), ends
+
+
+KNOWN = {
+    "lighthouse-log.pdf": "the keeper starts the fog signal at once",
+    "leave-policy.docx": "Parental leave is twenty-six weeks at full pay",
+    "coffee.md": "between 92 and 96 degrees Celsius",
+    "bees.html": "a colony that feels cramped will swarm",
+    "garden.txt": "Potatoes follow beans",
+    "tides.csv": "Old Quay,05:58",
+}
+
+
+async def test_our_own_samples_say_what_they_say(extractor: Extractor, tmp_path: Path) -> None:
+    for path in write_samples(tmp_path):
+        document = await extractor.extract(path, filename=path.name, media_type=None, chunking=Chunking())
+        text = " ".join(" ".join(chunk.text for chunk in document.chunks).split())
+        assert KNOWN[path.name].lower() in text.lower(), path.name
+        assert "console.log" not in text
