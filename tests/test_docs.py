@@ -1,0 +1,103 @@
+"""What README and docs say is checked against the program."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from typer.testing import CliRunner
+
+from app.cli.commands import app
+from app.cli.service import ServicePlan, running_service
+from app.errors import FailureCode
+from app.settings import Settings
+from tests.acceptance.conftest import UNSET
+from tests.support.ports import free_port
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+PAGES = {
+    path.name: path.read_text()
+    for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "CONTRIBUTING.md")
+}
+
+
+def rows_after(heading: str) -> list[list[str]]:
+    """The body rows of the first table behind a heading."""
+    section = README.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def shown(name: str) -> str:
+    field = Settings.model_fields[name]
+    if field.is_required():
+        return "required"
+    if field.default is None or field.default == "":
+        return "none"
+    return str(field.default).lower() if isinstance(field.default, bool) else f"`{field.default}`"
+
+
+def test_the_settings_table_is_the_settings() -> None:
+    expected = [
+        [f"`{name.upper()}`", shown(name), field.description] for name, field in Settings.model_fields.items()
+    ]
+    assert rows_after("Settings") == expected
+
+
+def test_every_failure_code_is_explained_and_no_other() -> None:
+    assert [row[0].strip("`") for row in rows_after("Why a file failed")] == list(get_args(FailureCode))
+
+
+def test_every_place_that_is_named_exists() -> None:
+    for row in rows_after("Where to change what"):
+        for place in re.findall(r"`(app/[^`]*|migrations/)`", row[0]):
+            assert (ROOT / place).exists(), place
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_and_target_that_is_mentioned_exists(page: str) -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for target in re.findall(r"(?:^    |`)make ([a-z]+)", PAGES[page], re.MULTILINE):
+        assert target in targets, target
+    known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    known |= {group.name for group in app.registered_groups if group.name}
+    for command in re.findall(r"(?:^    |`)sluice ([a-z-]+)", PAGES[page], re.MULTILINE):
+        assert command in known, command
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_inside_the_project_leads_somewhere(page: str) -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)", PAGES[page]):
+        assert (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["", "up", "demo", "serve", "worker", "ingest", "search", "doctor", "ready", "keys", "keys create",
+     "embedding-keys add", "users add", "groups add"],
+)  # fmt: skip
+def test_every_command_explains_itself(command: str) -> None:
+    ran = CliRunner().invoke(app, [*command.split(), "--help"])
+    assert ran.exit_code == 0
+    assert "Usage" in ran.output
+
+
+def test_the_readmes_example_runs_as_it_stands(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    environment = {name: value for name, value in os.environ.items() if name not in UNSET}
+    with running_service(
+        ServicePlan(tmp_path / "data", port=free_port(), environment=environment), print
+    ) as service:
+        assert service.api_key is not None
+        ran = subprocess.run(
+            [sys.executable, "-c", example],
+            env={**environment, "SLUICE_URL": service.url, "SLUICE_API_KEY": service.api_key},
+            cwd=tmp_path, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    assert "completed" in ran.stdout
+    assert "lamp.txt In fog the keeper sounds two blasts every minute." in ran.stdout
