@@ -3,13 +3,14 @@
 import io
 import zipfile
 import zlib
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 PLAIN = "text/plain"
 PDF = "application/pdf"
 HTML = "text/html"
 MAIL = "message/rfc822"
 RTF = "application/rtf"
+ENCRYPTED_OFFICE = "application/encrypted"
 SUPPORTED = "PDF, DOCX, PPTX, XLSX, ODT, ODS, ODP, EPUB, RTF, HTML, EML, DOC, PPT, XLS and any plain text"
 
 _OPENXML = "application/vnd.openxmlformats-officedocument."
@@ -34,10 +35,23 @@ _BY_EXTENSION = {
 }
 _ZIP_FOLDERS = {"word/": ".docx", "ppt/": ".pptx", "xl/": ".xlsx"}
 _ZIP, _OLE2 = b"PK\x03\x04", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
+_ENCRYPTED_STREAM = "EncryptedPackage".encode("utf-16-le")
+"""The stream of an OLE2 container that holds an encrypted OOXML package (MS-OFFCRYPTO 2.1.1)."""
 _OLE2_TYPES = (".doc", ".ppt", ".xls", ".msg")
 _BYTE_ORDER_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
 _MAIL_HEADERS = (b"received:", b"return-path:", b"mime-version:", b"from:", b"delivered-to:", b"message-id:")
 _SNIFFED_BYTES = 1024
+_MOST_INSPECTED_BYTES = 64 * 1024 * 1024
+"""The directory of a larger archive is not read here, outside of the guarded children: its extension decides."""
+
+
+def media_type_of(path: Path, filename: str) -> str | None:
+    """The media type of a stored file; as `supported_media_type`, without reading more than is needed."""
+    with path.open("rb") as source:
+        head = source.read(_SNIFFED_BYTES)
+        if head.startswith((_ZIP, _OLE2)) and path.stat().st_size <= _MOST_INSPECTED_BYTES:
+            head += source.read()
+    return supported_media_type(filename, head)
 
 
 def supported_media_type(filename: str, content: bytes) -> str | None:
@@ -49,6 +63,8 @@ def supported_media_type(filename: str, content: bytes) -> str | None:
     if head.startswith(_ZIP):
         return _of_zip(content, extension)
     if head.startswith(_OLE2):
+        if _ENCRYPTED_STREAM in content:
+            return ENCRYPTED_OFFICE
         return _BY_EXTENSION[extension] if extension in _OLE2_TYPES else None
     if head.lstrip().startswith(b"{\\rtf"):
         return RTF

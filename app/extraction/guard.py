@@ -12,13 +12,23 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from app.errors import FailureCode, Unprocessable
+from app.errors import FailureCode, Transient, Unprocessable
 from app.extraction.values import Chunking, ExtractionLimits
 
 _PROJECT = Path(__file__).resolve().parents[2]
 _KILLED_STATUS_SECONDS = 5.0
 _ANSWER_BYTES_A_CHARACTER = 24
 """Overlap repeats up to half of a text, and JSON writes a character as up to twelve bytes."""
+
+
+_FRUGAL = {
+    "MALLOC_ARENA_MAX": "2",
+    "OMP_NUM_THREADS": "1",
+    "RAYON_NUM_THREADS": "1",
+    "TOKIO_WORKER_THREADS": "1",
+}
+"""A child's address space is limited, and every thread's arena and stack counts."""
+_LARGE_ANSWER_BYTES = 1 << 20
 
 
 class ZygoteGone(Exception):
@@ -32,7 +42,7 @@ class Zygote:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._process = subprocess.Popen(  # noqa: S603 - ourselves
             [sys.executable, "-m", "app.extraction.zygote", str(theirs.fileno())],
-            env={"PYTHONPATH": str(_PROJECT), "LANG": "C.UTF-8"},
+            env={"PYTHONPATH": str(_PROJECT), "LANG": "C.UTF-8", **_FRUGAL},
             cwd="/",
             stdin=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
@@ -72,7 +82,11 @@ class Zygote:
         except OSError as exc:
             self._fail()
             raise ZygoteGone from exc
-        return await asyncio.shield(started)
+        try:
+            return await asyncio.shield(started)
+        except asyncio.CancelledError:
+            started.add_done_callback(_kill_started)
+            raise
 
     def _on_news(self) -> None:
         while True:
@@ -107,6 +121,16 @@ class Zygote:
                 waiting.exception()  # somebody may no longer be waiting
 
 
+def _kill_started(started: "asyncio.Future[tuple[int, asyncio.Future[int]]]") -> None:
+    """End a child that nobody waits for any more."""
+    if started.cancelled() or started.exception() is not None:
+        return
+    pid, ended = started.result()
+    if not ended.done():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
 class GuardedParser:
     """Parses documents in children of a zygote, with limits; one per process and event loop."""
 
@@ -131,6 +155,7 @@ class GuardedParser:
 
         Raises:
             Unprocessable: the document's fault, or a limit; the child is gone in any case.
+        Transient: the zygote died twice.
         """
         limits = self._limits
         request = {
@@ -145,11 +170,18 @@ class GuardedParser:
             try:
                 answer = await self._ask(request, source)
             except ZygoteGone:
-                raise _failure("parser_crashed") from None
+                answer = await self._ask_again(request, source)
         if "failure" in answer:
             failure: FailureCode = answer["failure"]
             raise Unprocessable(failure, answer["message"]) if answer["message"] else _failure(failure)
         return answer
+
+    async def _ask_again(self, request: dict[str, Any], source: Path) -> dict[str, Any]:
+        """The zygote died, which is not the document's fault: another one gets one more try."""
+        try:
+            return await self._ask(request, source)
+        except ZygoteGone as exc:
+            raise Transient("The parser process died twice; the file is tried again later.") from exc
 
     async def _ask(self, request: dict[str, Any], source: Path) -> dict[str, Any]:
         if self._zygote is None or not self._zygote.is_alive:
@@ -176,11 +208,13 @@ class GuardedParser:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
                 await asyncio.wait({ended}, timeout=_KILLED_STATUS_SECONDS)
-        if os.WIFSIGNALED(status) and os.WTERMSIG(status) in {signal.SIGXCPU, signal.SIGKILL}:
+        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU:
             raise _failure("parser_timeout")
         if status != 0 or not raw:
             raise _failure("parser_crashed")
-        answer: dict[str, Any] = json.loads(raw)
+        answer: dict[str, Any] = (
+            await asyncio.to_thread(json.loads, raw) if len(raw) > _LARGE_ANSWER_BYTES else json.loads(raw)
+        )
         return answer
 
 

@@ -8,10 +8,11 @@ import pypdfium2
 from pypdf.errors import PyPdfError
 
 from app.errors import Unprocessable
-from app.extraction.formats import PDF, PLAIN
+from app.extraction.formats import ENCRYPTED_OFFICE, PDF, PLAIN
 from app.extraction.texts import decode
 
 _ENCRYPTED = "The PDF is encrypted and needs a password; remove it and upload the file again."
+_ENCRYPTED_DOCUMENT = "The document is encrypted; remove the password and upload it again."
 _WITHOUT_TEXT = "The PDF has no text layer (scanned pages?); run it through OCR and upload the result."
 
 
@@ -23,6 +24,8 @@ def read_text(content: bytes, media_type: str, *, max_characters: int) -> str:
     """
     if media_type == PLAIN:
         return decode(content)
+    if media_type == ENCRYPTED_OFFICE:
+        raise Unprocessable("encrypted_file", _ENCRYPTED_DOCUMENT)
     if media_type == PDF:
         return _read_pdf(content, max_characters=max_characters)
     return _read_with_kreuzberg(content, media_type)
@@ -89,6 +92,6 @@ def _read_with_kreuzberg(content: bytes, media_type: str) -> str:
         return kreuzberg.extract_bytes_sync(content, media_type, config=config).content
     except kreuzberg.KreuzbergError as exc:
         if "password" in str(exc).lower() or "encrypted" in str(exc).lower():
-            raise Unprocessable("encrypted_file", "The document is encrypted; remove the password.") from exc
+            raise Unprocessable("encrypted_file", _ENCRYPTED_DOCUMENT) from exc
         reason = str(exc).splitlines()[0][:200] if str(exc) else type(exc).__name__
         raise Unprocessable("unreadable_file", f"The document cannot be read: {reason}") from exc

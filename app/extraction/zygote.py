@@ -5,6 +5,7 @@ The parent sends a request and two descriptors (the document, the pipe for the a
 zygote answers with the child's pid when it starts, and with its wait status when it ends.
 """
 
+import contextlib
 import ctypes
 import json
 import logging
@@ -24,6 +25,7 @@ from app.extraction.values import Chunking
 
 _MOST_REQUEST_BYTES = 65536
 _PR_SET_PDEATHSIG = 1
+_MOST_OPEN_FILES = 64
 _PAGE_BYTES = resource.getpagesize()
 
 
@@ -49,6 +51,11 @@ def answer_request(request: dict[str, Any], content: bytes) -> dict[str, Any]:
 def _limit(request: dict[str, Any]) -> None:
     """Bound this child's memory, CPU time and core dumps; it dies with the zygote."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    with contextlib.suppress(OSError):  # not everywhere allowed
+        Path("/proc/self/oom_score_adj").write_text("1000")  # if memory runs out, this process goes first
+    silence = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):  # parsers quote documents, and our log is no place for them
+        os.dup2(silence, stream)
     baseline = int(Path("/proc/self/statm").read_text().split()[0]) * _PAGE_BYTES
     most_bytes = baseline + request["memory_bytes"]
     resource.setrlimit(resource.RLIMIT_AS, (most_bytes, most_bytes))
@@ -56,6 +63,7 @@ def _limit(request: dict[str, Any]) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_MOST_OPEN_FILES, _MOST_OPEN_FILES))
 
 
 def _run_child(request: dict[str, Any], document: int, pipe: int) -> None:

@@ -44,6 +44,11 @@ def archive(**entries: str) -> bytes:
         ("a.doc", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "application/msword"),
         ("a.bin", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", None),
         ("empty.txt", b"", "text/plain"),
+        (
+            "a.xlsx",
+            b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + "EncryptedPackage".encode("utf-16-le"),
+            "application/encrypted",
+        ),
     ],
 )
 def test_content_decides_and_the_extension_helps(filename: str, content: bytes, expected: str | None) -> None:
@@ -59,6 +64,10 @@ def test_no_bytes_at_all_break_the_detection(content: bytes, filename: str) -> N
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
 def test_text_is_decoded_whatever_its_encoding(encoding: str) -> None:
     assert decode("schöne Grüße".encode(encoding)) == "schöne Grüße"
+
+
+def test_one_broken_byte_does_not_garble_the_whole_text() -> None:
+    assert decode("größer und schöner".encode() + b"\xff") == "größer und schöner\ufffd"
 
 
 @given(st.text(st.characters(codec=None), max_size=200) | st.binary(max_size=200).map(decode))
@@ -84,6 +93,11 @@ def test_chunks_hold_every_word_in_order_and_none_is_blank(words: list[str]) -> 
 def test_a_token_is_a_token_of_cl100k() -> None:
     # " hello" is one token of cl100k_base, so a hundred of them fill a chunk of a hundred exactly
     assert [len(chunk.split()) for chunk in cut("hello" + " hello" * 299, Chunking(100, 0))] == [100, 100, 100]
+
+
+def test_a_long_line_without_spaces_is_cut_in_linear_time_and_whole() -> None:
+    text = "".join(chr(0x4E00 + n % 2000) for n in range(200_000))
+    assert "".join(cut(text, Chunking(800, 0))) == text
 
 
 def test_overlap_repeats_the_end_of_the_chunk_before() -> None:

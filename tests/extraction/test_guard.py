@@ -122,11 +122,8 @@ async def test_a_zygote_that_is_killed_is_replaced(extractor: Extractor, book: P
     assert first is not None
     orphan = children_of(first)[0]
     os.kill(first, signal.SIGKILL)
-    with pytest.raises(Unprocessable) as refused:
-        await running
-    assert refused.value.failure == "parser_crashed"
-    await until(lambda: not is_running(orphan))
-    assert await extract(extractor, book) > 100
+    assert await running > 100, "the document is not to blame, so it is read again"
+    assert not is_running(orphan)
     assert extractor.zygote_pid != first
 
 
