@@ -5,6 +5,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
+from redis.exceptions import RedisError
 from rq.defaults import RQ_KEY_PREFIX
 from rq.job import Job as RQJob
 from rq.queue import Queue
@@ -40,10 +41,19 @@ class Upkeep:
                 await self._worker.until_redis_answers(self._repair)
                 next_repair = time.monotonic() + self._worker.lease_seconds / 2
             if self._worker.should_run_maintenance_tasks:
-                await self._worker.until_redis_answers(
-                    lambda: asyncio.to_thread(self._worker.run_maintenance_tasks)
-                )
+                await self._worker.until_redis_answers(self._run_rqs_maintenance)
             await asyncio.sleep(_DUE_SECONDS)
+
+    async def _run_rqs_maintenance(self) -> None:
+        """RQ's own clean-ups, which raise on ids that are none; they must not end the worker."""
+        try:
+            await asyncio.to_thread(self._worker.run_maintenance_tasks)
+        except (RedisError, OSError):
+            raise
+        except Exception:
+            logger.exception("Worker %s: RQ's maintenance failed", self._worker.name)
+            # the next time is as far away as if it had not failed
+            self._worker.last_cleaned_at = now()  # type: ignore[assignment]  # RQ types it None
 
     async def _move_due(self) -> None:
         for queue in self._worker.queues:

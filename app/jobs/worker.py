@@ -263,6 +263,9 @@ class AsyncWorker(Worker):
             try:
                 return await act()
             except (RedisError, OSError) as exc:
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():  # the error came of closing down, and took its place
+                    raise asyncio.CancelledError from exc
                 self.log.warning("Worker %s: Redis: %s: %s", self.name, type(exc).__name__, exc)
             await asyncio.sleep(pause * (0.5 + random.random()))  # noqa: S311 - jitter
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
