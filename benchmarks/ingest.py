@@ -26,11 +26,13 @@ from rich.console import Console
 from rich.table import Table
 
 from app.cli.service import RunningService, ServicePlan, running_service
+from benchmarks.cpu import cpu_seconds
 from tests.support.ports import free_port
 
 UNSET = ("DATABASE_URL", "REDIS_URL", "STORAGE_URL", "RAG_OPENAI_API_KEY", "RAG_OPENAI_API_BASE_URL")
 UPLOADS_AT_ONCE = 8
 WORDS = Path(__file__).resolve().parent.parent.joinpath("LICENSE").read_text().split()
+SHOWN = ("files_per_second", "chunks_per_second", "batch_answer_ms", "upload_p50_ms", "upload_p95_ms")
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
@@ -43,6 +45,8 @@ class Run:
     batch_answer_ms: float
     upload_p50_ms: float
     upload_p95_ms: float
+    batch_seconds: float
+    cpu_seconds: dict[str, float]  # by process, from the batch upload until all is searchable
 
 
 @dataclass
@@ -98,6 +102,7 @@ async def measure(service: RunningService, texts: list[bytes]) -> Run:
     async with httpx.AsyncClient(base_url=service.url, headers=headers, timeout=300) as http:
         store = (await http.post("/v1/vector_stores", json={"name": "benchmark"})).json()["id"]
         parts = [("files", (f"{number}.txt", text)) for number, text in enumerate(texts)]
+        before = cpu_seconds()
         started = time.perf_counter()
         answer = await http.post("/v1/ingestions", data={"vector_store_ids": store}, files=parts)
         answer.raise_for_status()
@@ -109,13 +114,17 @@ async def measure(service: RunningService, texts: list[bytes]) -> Run:
                 break
             await asyncio.sleep(0.05)
         seconds = time.perf_counter() - started
+        after = cpu_seconds()
+        spent = {role: after[role] - before[role] for role in sorted(after)}
         if page["file_counts"]["completed"] != len(texts):
             raise SystemExit(f"not all files became searchable: {page['file_counts']}")
         chunks = sum(each["progress"]["chunks_total"] for each in page["data"]) * len(texts) / len(page["data"])
         waits = await upload_singly(http, texts)
         await http.delete(f"/v1/vector_stores/{store}")
     cuts = statistics.quantiles(waits, n=20)
-    return Run(len(texts) / seconds, chunks / seconds, (answered - started) * 1000, cuts[9], cuts[18])
+    return Run(
+        len(texts) / seconds, chunks / seconds, (answered - started) * 1000, cuts[9], cuts[18], seconds, spent
+    )
 
 
 def run_arm(embedder: str, options: argparse.Namespace) -> Arm:
@@ -150,10 +159,18 @@ def show(arms: list[Arm], options: argparse.Namespace) -> None:
         "embedder", "files/s", "chunks/s", "batch answer ms", "upload p50 ms", "upload p95 ms", title=title
     )
     for arm in arms:
-        columns = zip(*(asdict(run).values() for run in arm.runs), strict=True)
+        rows = [[getattr(run, name) for name in SHOWN] for run in arm.runs]
+        columns = zip(*rows, strict=True)
         cells = [f"{statistics.median(column):.1f} [{min(column):.1f}-{max(column):.1f}]" for column in columns]
         table.add_row(arm.embedder, *cells)
-    Console(width=150).print(table)
+    console = Console(width=150)
+    console.print(table)
+    for arm in arms:
+        roles = sorted({role for run in arm.runs for role in run.cpu_seconds})
+        medians = {role: statistics.median(run.cpu_seconds.get(role, 0.0) for run in arm.runs) for role in roles}
+        wall = statistics.median(run.batch_seconds for run in arm.runs)
+        shares = " · ".join(f"{role} {seconds:.2f}" for role, seconds in medians.items())
+        console.print(f"{arm.embedder}: {wall:.2f} s a batch; CPU seconds meanwhile: {shares}")
 
 
 def main() -> None:
