@@ -18,6 +18,7 @@ from obstore.store import LocalStore, ObjectStore, from_url
 from app.errors import Broken, SluiceError, TooLarge, Transient, Unprocessable
 
 _READ_BYTES = 1024 * 1024
+_MISSING = "The file's bytes are no longer in the blob store; upload it again."
 
 
 class BlobsUnavailable(Transient):
@@ -114,7 +115,7 @@ class BlobStore:
             async for piece in answer.stream(min_chunk_size=_READ_BYTES):
                 yield bytes(piece)
         except (BlobNotFound, FileNotFoundError) as exc:
-            raise Unprocessable("blob_missing", "The file's bytes are no longer in the blob store.") from exc
+            raise Unprocessable("blob_missing", _MISSING) from exc
         except (BaseError, OSError) as exc:
             raise BlobsUnavailable from exc
 
@@ -123,13 +124,13 @@ class BlobStore:
         """A path to the blob's bytes for as long as the block lasts; not to be written to.
 
         Raises:
-            as `read`.
+            as `read`; also when the blob is deleted while the block reads it.
         """
         if self._folder is not None:
-            path = self._folder / key
-            if not path.exists():
-                raise Unprocessable("blob_missing", "The file's bytes are no longer in the blob store.")
-            yield path
+            try:
+                yield self._folder / key
+            except FileNotFoundError as exc:
+                raise Unprocessable("blob_missing", _MISSING) from exc
             return
         folder = Path(tempfile.mkdtemp(prefix="sluice-blob-"))
         try:

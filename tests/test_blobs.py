@@ -1,0 +1,73 @@
+"""Blobs: durable when `put` returns, nothing left behind when it does not."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from app.blobs import BlobStore
+from app.errors import Broken, TooLarge, Unprocessable
+
+
+async def pieces(*parts: bytes) -> AsyncIterator[bytes]:
+    for part in parts:
+        yield part
+
+
+@pytest.fixture(params=["file", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> BlobStore:
+    return BlobStore.open(f"file://{tmp_path / 'blobs'}" if request.param == "file" else "memory:///")
+
+
+async def read(store: BlobStore, key: str) -> bytes:
+    return b"".join([piece async for piece in store.read(key)])
+
+
+async def test_what_was_put_is_read_and_was_measured_on_the_way(store: BlobStore) -> None:
+    stored = await store.put("files/a", pieces(b"one ", b"two", b" three" * 500_000), max_bytes=1 << 30)
+    assert await read(store, "files/a") == b"one two" + b" three" * 500_000
+    assert stored.size_bytes == 7 + 6 * 500_000
+    assert stored.first_bytes.startswith(b"one two three")
+    assert len(stored.sha256) == 32
+    async with store.as_local_file("files/a") as path:
+        assert path.stat().st_size == stored.size_bytes
+    assert path.exists() == (store._folder is not None)  # noqa: SLF001 - a copy is gone, the original is not
+
+
+@pytest.mark.parametrize("parts", [(b"x" * 101,), (b"x" * 60, b"x" * 60), (b"x" * 20_000_000,)])
+async def test_more_than_is_allowed_is_refused_and_leaves_nothing(
+    store: BlobStore, parts: tuple[bytes, ...]
+) -> None:
+    with pytest.raises(TooLarge):
+        await store.put("files/a", pieces(*parts), max_bytes=100)
+    with pytest.raises(Unprocessable):
+        await read(store, "files/a")
+    if store._folder is not None:  # noqa: SLF001 - looks behind the scenes for leftovers
+        assert [path for path in store._folder.rglob("*") if path.is_file()] == []  # noqa: SLF001 - as above
+
+
+async def test_a_stream_that_breaks_leaves_nothing(store: BlobStore) -> None:
+    async def broken() -> AsyncIterator[bytes]:
+        yield b"x" * 6_000_000
+        raise TooLarge
+
+    with pytest.raises(TooLarge):
+        await store.put("files/a", broken(), max_bytes=1 << 30)
+    with pytest.raises(Unprocessable):
+        await read(store, "files/a")
+
+
+async def test_what_is_gone_says_so(store: BlobStore) -> None:
+    with pytest.raises(Unprocessable, match="no longer in the blob store"):
+        await read(store, "files/none")
+    await store.delete("files/none")
+    with pytest.raises(Unprocessable) as missing:
+        async with store.as_local_file("files/none") as path:
+            path.read_bytes()
+    assert missing.value.failure == "blob_missing"
+
+
+@pytest.mark.parametrize("url", ["file:///proc/nowhere", "gopher://x", "nonsense"])
+def test_a_place_that_cannot_be_used_is_named(url: str) -> None:
+    with pytest.raises(Broken, match="STORAGE_URL"):
+        BlobStore.open(url)
