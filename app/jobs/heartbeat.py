@@ -35,6 +35,8 @@ class HeartbeatThread(threading.Thread):
                 self._beat()
             except (RedisError, OSError) as exc:
                 logger.warning("Worker %s: no heartbeat: %s", self._worker.name, exc)
+            except Exception:  # the thread's boundary: without beats the worker would lose all its jobs
+                logger.exception("Worker %s: a heartbeat failed", self._worker.name)
 
     def _beat(self) -> None:
         worker = self._worker

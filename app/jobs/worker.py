@@ -15,6 +15,7 @@ import uvloop
 from redis import Redis
 from redis import asyncio as aioredis
 from redis.exceptions import RedisError
+from rq import worker_registration
 from rq.job import Job as RQJob
 from rq.queue import Queue
 from rq.timeouts import TimerDeathPenalty
@@ -241,9 +242,16 @@ class AsyncWorker(Worker):
         self._loop.call_soon_threadsafe(self._lose, execution_id)
 
     def report_forgotten(self) -> None:
-        """From the heartbeat's thread: Redis no longer knows this worker."""
+        """From the heartbeat's thread: Redis no longer knows this worker, so it is introduced again.
+
+        Not by `register_birth`, which refuses a name that is there: the beat has just made half a record.
+        """
         self.log.warning("Worker %s: Redis has forgotten it; registering again", self.name)
-        self.register_birth()
+        with self.connection.pipeline() as pipeline:
+            pipeline.hset(self.key, mapping={**self.serialize(), "state": self.get_state()})
+            pipeline.expire(self.key, self.worker_ttl + 60)
+            worker_registration.register(self, pipeline)
+            pipeline.execute()
 
     def _lose(self, execution_id: str) -> None:
         running = self.running.get(execution_id)

@@ -438,3 +438,23 @@ async def test_rq_retries_and_callbacks_are_settled_by_rqs_own_code(
     job.refresh()
     assert job.retries_left == 0
     assert sync_redis.get("noted") == b"3"
+
+
+async def test_a_redis_that_forgot_everything_gets_to_know_the_worker_again(
+    own_redis: EmbeddedRedis, run_worker: RunWorker, until: Until
+) -> None:
+    with redis.Redis.from_url(own_redis.url) as client:
+
+        async def knows() -> bool:
+            return [worker.name for worker in StockWorker.all(connection=client)] == ["known"]
+
+        async with run_worker(url=own_redis.url, lease_seconds=0.3, name="known"):
+            await until(knows)
+            for _ in range(2):  # twice: the thread that beats must outlive the first time
+                own_redis.flush()
+                await until(knows)
+            pool = connect_lazily(RedisSettings.from_dsn(own_redis.url), default_queue_name="q", serializer="json")
+            job = await pool.enqueue_job("multiply", 2, 3)
+            assert job is not None
+            assert await job.result(10) == 6
+            await pool.aclose()
