@@ -18,6 +18,7 @@ _PASSING = (
     TimeoutError,
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # a connection that broke in the middle of a COPY
     asyncpg.TransactionRollbackError,  # deadlock, serialization
     asyncpg.InsufficientResourcesError,
     asyncpg.OperatorInterventionError,  # shutting down, backend terminated, cannot connect now
@@ -68,7 +69,11 @@ async def connection(pool: Pool) -> AsyncIterator[Connection]:
     """
     try:
         async with pool.acquire(timeout=10) as conn:
-            yield conn
+            try:
+                yield conn
+            except asyncpg.InternalClientError:
+                conn.terminate()  # its state is lost: the pool must not hand it out again
+                raise
     except _PASSING as exc:
         raise DatabaseUnavailable(f"Postgres: {type(exc).__name__}: {exc}") from exc
 

@@ -64,7 +64,8 @@ class Doorbell:
     async def enqueue_file_processing_jobs(self, hints: Sequence[Hint]) -> bool:
         """Enqueue one job a hint, in one round trip for up to 500; False if Redis did not take them all in time.
 
-        Call it after the commit. A job carries ids only; enqueuing the same attempt twice is one job.
+        Call it after the commit. A job carries ids only; enqueuing the same attempt twice is one job, until
+        that job is over.
         """
         if not hints:
             return True
@@ -117,4 +118,6 @@ class Doorbell:
             timeout=settings.job_timeout + _SLACK_SECONDS,
             result_ttl=settings.job_result_ttl,
             failure_ttl=settings.job_failure_ttl,
+            # an attempt whose job ended without effect (Postgres away, not yet due) must be rung for again
+            replace_settled=True,
         )

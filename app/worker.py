@@ -9,13 +9,15 @@ from uuid import UUID
 import anyio
 import structlog
 
-from app.errors import Unprocessable
+from app.errors import Transient, Unprocessable
 from app.ingest.maintenance import maintain
 from app.ingest.outcomes import Completed, Failed, RetryLater
 from app.ingest.process import Processor
-from app.jobs import AsyncWorker, RedisSettings
+from app.jobs import AsyncWorker, RedisSettings, Retry
 from app.resources import Resources, open_resources
 from app.settings import QUEUE_NAME, Settings, load_settings
+
+_AWAY_SECONDS = 5.0
 
 logger = structlog.stdlib.get_logger(__name__)
 
@@ -38,6 +40,7 @@ async def process_file_job(
 
     Raises:
         Unprocessable: the ingestion failed; RQ then shows the job as failed, with the reason.
+        Retry: Postgres is away, so nothing could even be claimed; RQ shows the job as scheduled.
     """
     processor = ctx.get("processor")
     if isinstance(processor, Processor):
@@ -49,7 +52,10 @@ async def process_file_job(
 
 
 async def _process(processor: Processor, ingestion_id: UUID) -> dict[str, object]:
-    outcome = await processor.process(ingestion_id)
+    try:
+        outcome = await processor.process(ingestion_id)
+    except Transient as exc:
+        raise Retry(_AWAY_SECONDS) from exc
     match outcome:
         case Failed(code, message):
             raise Unprocessable(code, f"{code}: {message}")

@@ -19,13 +19,15 @@ from redis.exceptions import RedisError
 from rq.job import Job as RQJob
 from rq.job import JobStatus as RQStatus
 from rq.queue import Queue
-from rq.registry import ScheduledJobRegistry
+from rq.registry import CanceledJobRegistry, FailedJobRegistry, FinishedJobRegistry, ScheduledJobRegistry
+from rq.results import Result
 from rq.scripts import UNIQUE_ENQUEUE_SCRIPT, UNIQUE_SCHEDULE_SCRIPT, _build_hset_args
 from rq.serializers import Serializer, resolve_serializer
 from rq.utils import now
 
 from app.jobs.ids import to_rq_id
 from app.jobs.job import Job
+from app.jobs.lua import FORGET_SETTLED
 from app.jobs.settings import RedisSettings, async_pool, sync_client
 from app.jobs.trampoline import TRAMPOLINE
 from app.jobs.values import SerializationError
@@ -45,7 +47,11 @@ def _seconds(value: Duration | None) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class JobRequest:
-    """A job to enqueue, with arq's options without their underscores; times in seconds or timedelta."""
+    """A job to enqueue, with arq's options without their underscores; times in seconds or timedelta.
+
+    `replace_settled`: an earlier job of this id that is over makes way, instead of keeping the id for as long as
+    its result is kept.
+    """
 
     function: str
     args: tuple[Any, ...] = ()
@@ -59,6 +65,7 @@ class JobRequest:
     timeout: Duration | None = None
     result_ttl: int = _KEEP_SECONDS
     failure_ttl: int = _KEEP_SECONDS
+    replace_settled: bool = False
 
     def due_at(self) -> datetime | None:
         """When it may run; None is at once.
@@ -135,13 +142,17 @@ class ArqRedis(aioredis.Redis):
         jobs = [self._build(request) for request in requests]
         pipeline = self.pipeline(transaction=False)
         for request, job in zip(requests, jobs, strict=True):
+            if request.replace_settled:
+                _buffer_forget(pipeline, job)
+        for request, job in zip(requests, jobs, strict=True):
             _buffer(pipeline, job, due_at=request.due_at())
         for queue_key in {Queue.redis_queue_namespace_prefix + job.origin for job in jobs}:
             pipeline.sadd(Queue.redis_queues_keys, queue_key)
         answers = await pipeline.execute() if jobs else []
+        made_or_not = answers[sum(request.replace_settled for request in requests) :]
         return [
             Job(request.job_id or job.id, self, job.origin, _deserializer=self.job_serializer) if made else None
-            for request, job, made in zip(requests, jobs, answers, strict=False)
+            for request, job, made in zip(requests, jobs, made_or_not, strict=False)
         ]
 
     def _build(self, request: JobRequest) -> RQJob:
@@ -187,6 +198,12 @@ def _buffer(pipeline: Any, job: RQJob, *, due_at: datetime | None) -> None:
         score = due_at.astimezone(UTC).timestamp()
         head = [job.id, ttl, score, queue_key]
     pipeline.eval(script, len(keys), *keys, *head, *_build_hset_args(job))
+
+
+def _buffer_forget(pipeline: Any, job: RQJob) -> None:
+    registries = (FinishedJobRegistry, FailedJobRegistry, CanceledJobRegistry)
+    keys = [job.key, Result.get_key(job.id), *(each.key_template.format(job.origin) for each in registries)]
+    pipeline.eval(FORGET_SETTLED, len(keys), *keys, job.id)
 
 
 def connect_lazily(

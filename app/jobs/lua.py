@@ -56,6 +56,18 @@ end
 return {back, poison}
 """
 
+FORGET_SETTLED = """
+-- KEYS job, results, finished, failed and canceled registries.  ARGV job id
+-- A job that is over no longer keeps its id: as rq.job.Job.delete, without its dependents.
+local status = redis.call('HGET', KEYS[1], 'status')
+if status == 'finished' or status == 'failed' or status == 'stopped' or status == 'canceled' then
+    redis.call('DEL', KEYS[1], KEYS[2])
+    for place = 3, 5 do redis.call('ZREM', KEYS[place], ARGV[1]) end
+    return 1
+end
+return 0
+"""
+
 UNSTICK = """
 -- KEYS intermediate list, queue.  ARGV ids that lay there for too long
 -- As rq.intermediate_queue.IntermediateQueue.cleanup, but the job runs instead of failing.

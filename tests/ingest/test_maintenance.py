@@ -8,6 +8,7 @@ from uuid import UUID
 
 import anyio
 import pytest
+from redis.asyncio import Redis
 
 from app.access.tokens import Principal
 from app.db import transaction
@@ -42,6 +43,21 @@ async def test_the_sweep_rings_for_work_that_nobody_was_told_of(bench: Workbench
     view = await bench.resources.doorbell.get_job_status(job_id)
     assert view is not None
     assert view.status == "queued"
+
+
+async def test_the_sweep_rings_again_though_the_attempts_first_job_is_over(bench: Workbench) -> None:
+    ingestion = await bench.attach(await bench.file(), [await bench.store()])
+    doorbell, job_id = bench.resources.doorbell, job_id_of(ingestion, 1)
+    await doorbell.enqueue_file_processing_jobs([Hint(ingestion, bench.owner.user_id, None, 1)])
+    assert bench.resources.settings.redis_url is not None
+    redis = Redis.from_url(bench.resources.settings.redis_url)
+    await redis.hset(f"rq:job:{job_id}", "status", "failed")  # as when Postgres was away at the claim
+    await redis.aclose()
+    await bench.sql(
+        "UPDATE ingestions SET hinted_at = now() - interval '1 hour', next_run_at = now() - interval '1 hour'"
+    )
+    await sweep(bench.resources, has_queue=True)
+    assert await doorbell.statuses([job_id]) == {job_id: "queued"}
 
 
 async def test_the_sweep_takes_expired_leases_back(bench: Workbench) -> None:

@@ -139,3 +139,25 @@ def test_settings_from_a_dsn(dsn: str, expected: dict[str, object]) -> None:
 def test_another_scheme_is_refused() -> None:
     with pytest.raises(RuntimeError, match="invalid DSN scheme"):
         RedisSettings.from_dsn("http://localhost")
+
+
+@pytest.mark.parametrize("status", ["finished", "failed", "stopped", "canceled"])
+async def test_a_job_that_is_over_makes_way_if_asked_to(
+    pool: ArqRedis, sync_redis: redis.Redis, status: str
+) -> None:
+    again = JobRequest("multiply", (1, 1), job_id="same", replace_settled=True)
+    other = JobRequest("multiply", (1, 1), job_id="other")
+    assert all(await pool.enqueue_jobs([again, other]))
+    assert await pool.enqueue_jobs([other, again]) == [None, None], "a job that waits keeps its id"
+    sync_redis.delete("rq:queue:q")
+    sync_redis.hset("rq:job:same", "status", status)
+    sync_redis.zadd(f"rq:{status if status != 'stopped' else 'failed'}:q", {"same": 1})
+    made = await pool.enqueue_jobs([other, again])
+    assert [job is not None for job in made] == [False, True]
+    assert Queue("q", connection=sync_redis).job_ids == ["same"]
+    assert fetch_status(sync_redis) == b"queued"
+    assert not any(sync_redis.zcard(f"rq:{registry}:q") for registry in ("finished", "failed", "canceled"))
+
+
+def fetch_status(sync_redis: redis.Redis) -> object:
+    return sync_redis.hget("rq:job:same", "status")
