@@ -17,7 +17,7 @@ from app.cli.demo import run_demo
 from app.cli.doctor import check_ready, print_findings
 from app.cli.place import DEFAULT_FOLDER, DataFolder, api_access, command_settings
 from app.cli.screen import ingest_with_progress, print_failures, print_hits, print_welcome
-from app.cli.service import ServicePlan, running_service, watch
+from app.cli.service import ServicePlan, running_service, stop_left_overs, watch
 from app.errors import SluiceError
 from app.logging import configure_logging
 from app.settings import load_settings
@@ -61,6 +61,13 @@ def up(
         print_welcome(console, service, folder)
         watch(service, DataFolder(folder))
     console.print("stopped")
+
+
+@app.command()
+def down(*, folder: Folder = DEFAULT_FOLDER) -> None:
+    """Stop the service that runs on this folder, or what a killed one has left behind."""
+    stopped = stop_left_overs(DataFolder(folder))
+    typer.echo(f"stopped {stopped} processes" if stopped else "nothing runs")
 
 
 @app.command()

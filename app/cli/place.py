@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
 
 from app.errors import Broken
@@ -12,6 +13,7 @@ from app.settings import KEK_BYTES, Settings, load_settings
 DEFAULT_FOLDER = Path(".sluice")
 DEFAULT_URL = "http://127.0.0.1:8000"
 _ENVIRONMENT_FILE = "environment.json"
+_PIDS_FILE = "pids.json"
 _KEY_FILE = "api-key"
 _KEK_FILE = "key-encryption-key"
 
@@ -20,6 +22,14 @@ def _write_private(path: Path, text: str) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as target:
         target.write(text)
+
+
+def _is_ours(pid: int) -> bool:
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+    return any(name in words for name in (b"app.cli", b"sluice", b"redis-server", b"postgres"))
 
 
 class DataFolder:
@@ -55,7 +65,18 @@ class DataFolder:
 
     def withdraw(self) -> None:
         """The service has stopped."""
-        (self.path / _ENVIRONMENT_FILE).unlink(missing_ok=True)
+        for name in (_ENVIRONMENT_FILE, _PIDS_FILE):
+            (self.path / name).unlink(missing_ok=True)
+
+    def note_pids(self, pids: Sequence[int]) -> None:
+        """Note which processes belong to the running service: `sluice up` first, then its parts."""
+        _write_private(self.path / _PIDS_FILE, json.dumps(list(pids)))
+
+    def living_pids(self) -> list[int]:
+        """Those of the noted processes that still run; a number that the system gave to another program is none."""
+        path = self.path / _PIDS_FILE
+        noted: list[int] = json.loads(path.read_text()) if path.exists() else []
+        return [pid for pid in noted if _is_ours(pid)]
 
     def published(self) -> dict[str, str]:
         """What a running `sluice up` has published; empty if none runs."""

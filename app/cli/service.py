@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -60,9 +61,15 @@ def running_service(plan: ServicePlan, say: Say) -> Iterator[RunningService]:
     """
     data = DataFolder(plan.folder)
     data.make()
+    if data.living_pids():
+        raise Broken(
+            f"another sluice runs on {data.path}, or was killed there; "
+            f"'sluice down --data {plan.folder}' stops what is left of it"
+        )
+    _require_free_port(plan)
     with ExitStack() as stack:
         environment = dict(plan.environment)
-        _provide_servers(data, environment, stack, say)
+        servers = _provide_servers(data, environment, stack, say)
         environment.setdefault("STORAGE_URL", f"file://{data.path / 'blobs'}")
         environment.setdefault("SLUICE_KEY_ENCRYPTION_KEY", data.key_encryption_key())
         settings = load_settings(**{name.lower(): value for name, value in environment.items()})
@@ -75,20 +82,37 @@ def running_service(plan: ServicePlan, say: Say) -> Iterator[RunningService]:
         stack.callback(data.withdraw)
         say(f"starting the API on {url} and {plan.workers} worker(s)")
         processes = stack.enter_context(_processes(plan, data, environment))
+        data.note_pids([os.getpid(), *(process.pid for process in processes), *servers])
         _wait_until_ready(url, processes, data)
         yield RunningService(url, data.api_key(), environment, tuple(processes))
 
 
-def _provide_servers(data: DataFolder, environment: dict[str, str], stack: ExitStack, say: Say) -> None:
+def _require_free_port(plan: ServicePlan) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((plan.host, plan.port))
+        except OSError as exc:
+            raise Broken(
+                f"cannot listen on {plan.host}:{plan.port}: {exc.strerror}; choose another --port"
+            ) from exc
+
+
+def _provide_servers(data: DataFolder, environment: dict[str, str], stack: ExitStack, say: Say) -> list[int]:
+    """Start the servers that the environment does not name, and name them there; their process ids."""
+    pids = []
     if "DATABASE_URL" not in environment:
         say("starting the embedded Postgres")
         postgres = stack.enter_context(EmbeddedPostgres(data.path))
         environment["DATABASE_URL"] = postgres.url
+        pids.append(postgres.pid)
     wants_queue = environment.get("ENABLE_JOB_QUEUE", "true").lower() not in {"false", "0", "no", "off"}
     if "REDIS_URL" not in environment and wants_queue:
         say("starting the embedded Redis")
         redis = stack.enter_context(EmbeddedRedis(data.path))
         environment["REDIS_URL"] = redis.url
+        pids.append(redis.pid)
+    return pids
 
 
 async def _make_first_key(database_url: str) -> str:
@@ -129,6 +153,21 @@ def _processes(
         _stop(started)
 
 
+def stop_left_overs(data: DataFolder) -> int:
+    """Stop a service that runs on this folder, or what a killed one left behind; how many processes that were."""
+    pids = data.living_pids()
+    deadline = time.monotonic() + _STOP_SECONDS
+    for pid in pids:  # `sluice up` first, which stops the others in order; then whatever is left
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGINT)
+        while pid in data.living_pids() and time.monotonic() < deadline:
+            time.sleep(0.05)
+    if left := data.living_pids():
+        raise Broken(f"these processes do not stop: {left}; kill -9 them")
+    data.withdraw()
+    return len(pids)
+
+
 def _stop(processes: list["subprocess.Popen[bytes]"]) -> None:
     for process in processes:
         with contextlib.suppress(ProcessLookupError):
@@ -158,14 +197,15 @@ def check_alive(processes: list["subprocess.Popen[bytes]"], data: DataFolder) ->
     """Pass while every process runs.
 
     Raises:
-        Broken: one has ended; with the last line of its log.
+        Broken: one has ended; with the last error in its log.
     """
     names = ["api", *(f"worker-{number}" for number in range(1, len(processes)))]
     for name, process in zip(names, processes, strict=True):
         if process.poll() is not None:
             log = data.path / f"{name}.log"
             lines = log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
-            raise Broken(f"{name} ended with status {process.returncode}: {lines[-1][:500]} (all of it: {log})")
+            errors = [line for line in lines[-20:] if '"level": "error"' in line] or lines
+            raise Broken(f"{name} ended with status {process.returncode}: {errors[-1][:500]} (all of it: {log})")
 
 
 def watch(service: RunningService, data: DataFolder) -> None:
