@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 UV_COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
-.PHONY: demo test check up lock clean bench format
+.PHONY: demo test test-faults check up lock clean bench format
 
 demo: $(VENV)/.installed
 	@$(BIN)/sluice demo
@@ -20,6 +20,9 @@ format: $(VENV)/.installed-dev
 
 up: $(VENV)/.installed
 	@$(BIN)/sluice up
+
+test-faults: $(VENV)/.installed-dev
+	@$(BIN)/python -m tests.faults $(FAULTS_ARGS)
 
 bench: $(VENV)/.installed-dev
 	@$(BIN)/python -m benchmarks.ingest

@@ -103,9 +103,9 @@ class EmbeddedPostgres:
         self._server.start(command, is_ready=self._answers)
         self._create_database()
 
-    def stop(self) -> None:
-        """Fast shutdown: sessions are ended, everything committed is kept."""
-        self._server.stop(kill_signal=signal.SIGINT)
+    def stop(self, *, immediately: bool = False) -> None:
+        """Fast shutdown: sessions are ended, everything committed is kept; `immediately` is as a crash is."""
+        self._server.stop(kill_signal=signal.SIGQUIT if immediately else signal.SIGINT)
 
     def __enter__(self) -> Self:
         self.start()

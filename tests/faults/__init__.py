@@ -1,0 +1,1 @@
+"""Faults at random under load, and the doctor's verdict afterwards: `python -m tests.faults`."""
