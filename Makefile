@@ -32,7 +32,7 @@ lock: $(VENV)/.installed-dev
 	@$(UV_COMPILE) --extra dev pyproject.toml -o requirements-dev.lock
 
 clean:
-	@rm -rf $(VENV) .sluice build *.egg-info
+	@rm -rf $(VENV) build *.egg-info
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "sluice needs Python >= 3.11; '$(PYTHON)' is older. Name another one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }

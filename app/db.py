@@ -19,10 +19,15 @@ _PASSING = (
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,  # a connection that broke in the middle of a COPY
+    asyncpg.ReadOnlySQLTransactionError,  # a primary that has become a replica
     asyncpg.TransactionRollbackError,  # deadlock, serialization
     asyncpg.InsufficientResourcesError,
     asyncpg.OperatorInterventionError,  # shutting down, backend terminated, cannot connect now
 )
+
+_USED_UP = (asyncpg.InternalClientError, asyncpg.ReadOnlySQLTransactionError, TimeoutError)
+"""After these a connection is broken, silent, or leads to the wrong server."""
+_MOST_SECONDS_A_STATEMENT = 120.0
 
 
 class DatabaseUnavailable(Transient):
@@ -47,6 +52,7 @@ async def open_pool(url: str, *, max_size: int, application_name: str) -> Pool:
             max_size=max_size,
             init=_prepare_connection,
             timeout=10,
+            command_timeout=_MOST_SECONDS_A_STATEMENT,
             server_settings={
                 "application_name": application_name,
                 # a frozen process that holds a row lock must not block its rescuers for ever
@@ -54,6 +60,8 @@ async def open_pool(url: str, *, max_size: int, application_name: str) -> Pool:
                 "plan_cache_mode": "force_custom_plan",  # partition pruning needs the shard's value
             },
         )
+    except ValueError:  # its text quotes what it could not read, which may be a part of the password
+        raise Broken("DATABASE_URL cannot be read; percent-encode special characters in the password") from None
     except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as exc:
         raise Broken(f"DATABASE_URL: {exc}") from exc
     except _PASSING as exc:
@@ -71,9 +79,11 @@ async def connection(pool: Pool) -> AsyncIterator[Connection]:
         async with pool.acquire(timeout=10) as conn:
             try:
                 yield conn
-            except asyncpg.InternalClientError:
-                conn.terminate()  # its state is lost: the pool must not hand it out again
+            except _USED_UP:
+                conn.terminate()  # the pool must not hand it out again
                 raise
+    except asyncpg.UndefinedTableError as exc:
+        raise Broken("the database is not migrated: run 'alembic upgrade head' with its DATABASE_URL") from exc
     except _PASSING as exc:
         raise DatabaseUnavailable(f"Postgres: {type(exc).__name__}: {exc}") from exc
 

@@ -21,6 +21,8 @@ _BUDGET_SECONDS = 0.25
 _BREAK_SECONDS = 2.0
 """After a failure nobody knocks for so long: an upload must not wait for a Redis that is away."""
 _MOST_HINTS_A_CALL = 500
+_PROBE_KEY = "sluice:probe"
+_PROBE_SECONDS = 10
 _SLACK_SECONDS = 60
 """The pipeline's own time limit ends an attempt and counts it; RQ's comes later, it would look like a shutdown."""
 
@@ -50,12 +52,12 @@ class Doorbell:
         return self._redis is not None
 
     async def is_job_queue_available(self) -> bool:
-        """Whether Redis answers now, within the budget."""
+        """Whether Redis takes a write now, within the budget: a full one, or a replica, answers but takes none."""
         if self._redis is None:
             return False
         try:
             async with asyncio.timeout(_BUDGET_SECONDS * 4):
-                await self._redis.ping()
+                await self._redis.set(_PROBE_KEY, "1", ex=_PROBE_SECONDS)
         except (RedisError, OSError, TimeoutError):
             return False
         self._broken_until = 0.0

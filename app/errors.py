@@ -8,7 +8,11 @@ SluiceError
 └── Broken         ours: a set-up or invariant that is wrong
 """
 
+import re
 from typing import ClassVar, Literal
+
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
+_MOST_CHARACTERS = 2000
 
 FailureCode = Literal[
     "no_embedding_key",
@@ -36,7 +40,9 @@ class SluiceError(Exception):
     """Something went wrong."""
 
     def __init__(self, message: str | None = None) -> None:
-        super().__init__(message or type(self).__doc__ or type(self).__name__)
+        text = message or type(self).__doc__ or type(self).__name__
+        # it may quote a provider or a document, and it must fit into Postgres and a log line
+        super().__init__(_UNPRINTABLE.sub("\ufffd", text)[:_MOST_CHARACTERS])
 
 
 class Refused(SluiceError):

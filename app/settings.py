@@ -5,6 +5,7 @@ import binascii
 import hashlib
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -15,6 +16,12 @@ LOCAL_MODEL = "wordllama-256"
 LOCAL_DIMENSIONS = 256
 QUEUE_NAME = "file_processing"
 KEK_BYTES = 32
+USUAL_DIMENSIONS = {
+    LOCAL_MODEL: LOCAL_DIMENSIONS,
+    "text-embedding-3-small": 1536,
+    "text-embedding-3-large": 3072,
+    "text-embedding-ada-002": 1536,
+}
 
 
 def _database_url(url: str) -> str:
@@ -26,6 +33,10 @@ def _database_url(url: str) -> str:
 def _redis_url(url: str) -> str:
     if not url.startswith(("redis://", "rediss://", "unix://")):
         raise ValueError("expected redis://, rediss:// or unix://")
+    try:
+        urlsplit(url).port  # noqa: B018 - reads it, and says if it cannot
+    except ValueError:  # its text quotes what it could not read, which may be a part of the password
+        raise ValueError("cannot be read; percent-encode special characters in the password") from None
     return url
 
 
@@ -73,7 +84,10 @@ class Settings(BaseSettings):
         description="Model of new vector stores; `text-embedding-3-small` with the openai engine.",
     )
     rag_embedding_dimensions: int = Field(
-        LOCAL_DIMENSIONS, ge=1, le=16_000, description="Dimensions of new vector stores; 1536 with openai."
+        LOCAL_DIMENSIONS,
+        ge=1,
+        le=16_000,
+        description="Dimensions of new vector stores; known for OpenAI's own models, else to be given.",
     )
     rag_embedding_batch_size: int = Field(256, ge=1, le=2048, description="Most texts in one embeddings request.")
     rag_openai_api_base_url: str = Field("https://api.openai.com/v1", description="Base URL of the embeddings API.")
@@ -121,7 +135,11 @@ class Settings(BaseSettings):
             given["rag_embedding_engine"] = "openai"
         if given.get("rag_embedding_engine") == "openai" and not given.get("rag_embedding_model"):
             given["rag_embedding_model"] = "text-embedding-3-small"
-            given.setdefault("rag_embedding_dimensions", 1536)
+        model = str(given.get("rag_embedding_model"))
+        if given.get("rag_embedding_engine") == "openai" and not given.get("rag_embedding_dimensions"):
+            if model not in USUAL_DIMENSIONS:
+                raise ValueError(f"RAG_EMBEDDING_DIMENSIONS is missing: how many has {model}?")
+            given["rag_embedding_dimensions"] = USUAL_DIMENSIONS[model]
         return given
 
     @field_validator("sluice_key_encryption_key")

@@ -4,6 +4,7 @@ import asyncio
 import os
 import sys
 
+import asyncpg
 from alembic import context
 from sqlalchemy import Connection, pool
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -12,12 +13,11 @@ from sqlalchemy.schema import SchemaItem
 from app.schema import SHARD_TABLE_PREFIX, metadata
 
 
-def _sqlalchemy_url() -> str:
+def _database_url() -> str:
     url = context.config.attributes.get("database_url") or os.environ.get("DATABASE_URL")
     if not url:
         sys.exit("alembic: DATABASE_URL is missing: postgresql://user:password@host:port/database")
-    _, _, rest = url.partition("://")
-    return f"postgresql+asyncpg://{rest}"
+    return str(url)
 
 
 def _is_managed(
@@ -34,7 +34,12 @@ def _run(connection: Connection) -> None:
 
 
 async def _run_online() -> None:
-    engine = create_async_engine(_sqlalchemy_url(), poolclass=pool.NullPool)
+    url = _database_url()
+
+    async def connect() -> asyncpg.Connection:
+        return await asyncpg.connect(url)  # reads every parameter of a URL; SQLAlchemy would pass them on
+
+    engine = create_async_engine("postgresql+asyncpg://", poolclass=pool.NullPool, async_creator=connect)
     async with engine.connect() as connection:
         await connection.run_sync(_run)
         await connection.commit()
@@ -42,9 +47,7 @@ async def _run_online() -> None:
 
 
 def _run_offline() -> None:
-    context.configure(
-        url=_sqlalchemy_url(), target_metadata=metadata, literal_binds=True, include_object=_is_managed
-    )
+    context.configure(url=_database_url(), target_metadata=metadata, literal_binds=True, include_object=_is_managed)
     with context.begin_transaction():
         context.run_migrations()
 

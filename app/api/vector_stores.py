@@ -29,18 +29,11 @@ from app.records.vector_stores import (
     lock_store_for_deletion,
     update_store,
 )
-from app.settings import LOCAL_DIMENSIONS, LOCAL_MODEL, Settings
+from app.settings import LOCAL_DIMENSIONS, LOCAL_MODEL, USUAL_DIMENSIONS, Settings
 from app.vector.chunks import delete_store_chunks
 from app.vector.shards import ensure_shard
 
 router = APIRouter()
-
-_USUAL_DIMENSIONS = {
-    LOCAL_MODEL: LOCAL_DIMENSIONS,
-    "text-embedding-3-small": 1536,
-    "text-embedding-3-large": 3072,
-    "text-embedding-ada-002": 1536,
-}
 
 
 @router.post("/v1/vector_stores")
@@ -132,7 +125,7 @@ def choose_model(settings: Settings, choice: EmbeddingChoice | None) -> Embeddin
             param="embedding.model",
             code="model_not_available",
         )
-    known = {**_USUAL_DIMENSIONS, settings.rag_embedding_model: settings.rag_embedding_dimensions}
+    known = {**USUAL_DIMENSIONS, settings.rag_embedding_model: settings.rag_embedding_dimensions}
     dimensions = choice.dimensions or known.get(choice.model)
     if dimensions is None:
         raise BadRequest(

@@ -116,15 +116,25 @@ class SluiceClient:
         """Send files in one request: the batch's id (None if none was accepted), and what was refused."""
         with ExitStack() as stack:
             parts: list[tuple[str, tuple[str, BinaryIO, str]]] = []
+            unread: list[Failure] = []
             for path in files:
-                content = stack.enter_context(path.open("rb"))
+                try:
+                    content = stack.enter_context(path.open("rb"))
+                    path.name.encode()
+                except (OSError, UnicodeEncodeError) as exc:
+                    unread.append(Failure(path.name.encode(errors="replace").decode(), f"cannot be read: {exc}"))
+                    continue
                 media_type = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
                 parts.append(("files", (path.name, content, media_type)))
+            if not parts:
+                return None, unread
             response = self._send("POST", "/v1/ingestions", files=parts, data={"vector_store_ids": store_id})
         answer = response.json()
         if response.is_error and "rejected" not in answer:
             raise Broken(_reason(response))
-        rejected = [Failure(each["filename"], each["error"]["message"]) for each in answer.get("rejected", [])]
+        rejected = unread + [
+            Failure(each["filename"], each["error"]["message"]) for each in answer.get("rejected", [])
+        ]
         return answer.get("id"), rejected
 
     def progress(self, batch_id: str) -> BatchProgress:

@@ -1,6 +1,7 @@
 """The commands themselves: each parses its options, calls one function and prints what a person wants to know."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +56,7 @@ def up(
     Postgres, Redis, the embedder and the blob store are built in; each gives way to a real one as soon as
     DATABASE_URL, REDIS_URL, RAG_OPENAI_API_KEY or STORAGE_URL is set.
     """
+    _end_on_signals()
     console = Console()
     plan = ServicePlan(folder, host, port, processes, workers)
     with running_service(plan, _say(console)) as service:
@@ -73,6 +75,7 @@ def down(*, folder: Folder = DEFAULT_FOLDER) -> None:
 @app.command()
 def demo(*, folder: Folder = DEFAULT_FOLDER / "demo", port: Port = 8765) -> None:
     """Start everything, ingest the sample documents, run three searches, stop everything."""
+    _end_on_signals()
     run_demo(folder, port, Console())
 
 
@@ -162,11 +165,17 @@ def _say(console: Console) -> Callable[[str], None]:
     return lambda text: console.print(f"[dim]· {text}[/dim]")
 
 
+def _end_on_signals() -> None:
+    """Have SIGTERM, and the end of the terminal, end the command as an exception does: everything is stopped."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda received, _frame: sys.exit(128 + received))
+
+
 def main() -> None:
     """Run the command; an error that we know is one line, not a traceback."""
     os.umask(0o077)  # what the command writes (keys, databases, uploads) is its user's own
     try:
         app()
     except SluiceError as exc:
-        Console(stderr=True).print(f"[red]sluice:[/red] {exc}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"sluice: {exc}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)

@@ -24,12 +24,13 @@ def _write_private(path: Path, text: str) -> None:
         target.write(text)
 
 
-def _is_ours(pid: int) -> bool:
+def _started_at(pid: int) -> int | None:
+    """When a living process was started, in ticks since the boot; with its id that names it (proc(5), stat)."""
     try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes()
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return False
-    return any(name in words for name in (b"app.cli", b"sluice", b"redis-server", b"postgres"))
+        return None
+    return None if fields[0] == "Z" else int(fields[19])
 
 
 class DataFolder:
@@ -70,13 +71,13 @@ class DataFolder:
 
     def note_pids(self, pids: Sequence[int]) -> None:
         """Note which processes belong to the running service: `sluice up` first, then its parts."""
-        _write_private(self.path / _PIDS_FILE, json.dumps(list(pids)))
+        _write_private(self.path / _PIDS_FILE, json.dumps([(pid, _started_at(pid)) for pid in pids]))
 
     def living_pids(self) -> list[int]:
         """Those of the noted processes that still run; a number that the system gave to another program is none."""
         path = self.path / _PIDS_FILE
-        noted: list[int] = json.loads(path.read_text()) if path.exists() else []
-        return [pid for pid in noted if _is_ours(pid)]
+        noted: list[tuple[int, int | None]] = json.loads(path.read_text()) if path.exists() else []
+        return [pid for pid, started_at in noted if started_at is not None and _started_at(pid) == started_at]
 
     def published(self) -> dict[str, str]:
         """What a running `sluice up` has published; empty if none runs."""

@@ -16,11 +16,11 @@ from pathlib import Path
 import httpx
 
 from app.access.people import create_user, find_user
-from app.access.tokens import create_token
+from app.access.tokens import authenticate, create_token
 from app.cli.place import DataFolder
 from app.db import open_pool, transaction
 from app.embedded import EmbeddedPostgres, EmbeddedRedis
-from app.errors import Broken, NotFound
+from app.errors import Broken, NotFound, Unauthorized
 from app.migrate import upgrade
 from app.settings import load_settings
 
@@ -74,8 +74,7 @@ def running_service(plan: ServicePlan, say: Say) -> Iterator[RunningService]:
         environment.setdefault("SLUICE_KEY_ENCRYPTION_KEY", data.key_encryption_key())
         settings = load_settings(**{name.lower(): value for name, value in environment.items()})
         upgrade(settings.database_url)
-        if data.api_key() is None:
-            data.keep_api_key(asyncio.run(_make_first_key(settings.database_url)))
+        data.keep_api_key(asyncio.run(_valid_key(settings.database_url, data.api_key())))
         url = f"http://{plan.host}:{plan.port}"
         published = ("DATABASE_URL", "REDIS_URL", "STORAGE_URL", "SLUICE_KEY_ENCRYPTION_KEY", "ENABLE_JOB_QUEUE")
         data.publish({name: environment[name] for name in published if name in environment} | {"SLUICE_URL": url})
@@ -115,10 +114,15 @@ def _provide_servers(data: DataFolder, environment: dict[str, str], stack: ExitS
     return pids
 
 
-async def _make_first_key(database_url: str) -> str:
+async def _valid_key(database_url: str, kept: str | None) -> str:
+    """The key that is kept, if this database knows it (it may be another one than the last time), or a new one."""
     pool = await open_pool(database_url, max_size=2, application_name="sluice-up")
     try:
         async with transaction(pool) as conn:
+            if kept is not None:
+                with contextlib.suppress(Unauthorized):
+                    await authenticate(conn, kept)
+                    return kept
             try:
                 user = await find_user(conn, _FIRST_USER)
             except NotFound:
@@ -220,7 +224,7 @@ def watch(service: RunningService, data: DataFolder) -> None:
         nonlocal stopped
         stopped = True
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         while not stopped:
             check_alive(list(service.processes), data)

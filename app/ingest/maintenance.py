@@ -43,19 +43,22 @@ async def maintain(processor: Processor, *, concurrency: int) -> None:
                 has_queue = await processor.resources.doorbell.is_job_queue_available()
                 if anyio.current_time() >= next_sweep:
                     next_sweep = anyio.current_time() + interval
-                    await sweep(processor.resources, has_queue=has_queue)
+                    has_queue = await sweep(processor.resources, has_queue=has_queue)
                 if not has_queue:
                     drained = await _drain(processor, group, limiter)
             except Transient as exc:
                 logger.warning("sweep skipped", error=str(exc))
+            except Exception:  # the background task's boundary: a bug in it must not end the work of others
+                logger.exception("sweep failed")
             if not drained:
                 await anyio.sleep(interval if has_queue else min(interval, _DRAIN_POLL_SECONDS))
 
 
-async def sweep(resources: Resources, *, has_queue: bool) -> None:
+async def sweep(resources: Resources, *, has_queue: bool) -> bool:
     """Take back expired leases and ring again for due work that nobody was told of.
 
-    One process at a time, by an advisory lock; the others return at once.
+    One process at a time, by an advisory lock; the others return at once. Whether the queue still counts: one
+    that does not take our hints is none.
 
     Raises:
         DatabaseUnavailable: Postgres is away.
@@ -64,7 +67,7 @@ async def sweep(resources: Resources, *, has_queue: bool) -> None:
     hints = []
     async with transaction(resources.pool) as conn:
         if not await conn.fetchval("SELECT pg_try_advisory_xact_lock($1)", _LEADER_LOCK):
-            return
+            return has_queue
         taken_back = await take_back_expired(conn, most_crashes=_MOST_CRASHES)
         await forget_old_embedded(conn)
         if has_queue:
@@ -76,6 +79,8 @@ async def sweep(resources: Resources, *, has_queue: bool) -> None:
     if hints and not await resources.doorbell.enqueue_file_processing_jobs(hints):
         async with transaction(resources.pool) as conn:
             await mark_unhinted(conn, hints)
+        return False
+    return has_queue
 
 
 async def _drain(processor: Processor, group: TaskGroup, limiter: anyio.CapacityLimiter) -> int:
@@ -84,8 +89,9 @@ async def _drain(processor: Processor, group: TaskGroup, limiter: anyio.Capacity
     if free < 1:
         return 0
     settings = processor.resources.settings
-    async with transaction(processor.resources.pool) as conn:
-        claims = await claim_due(conn, limit=free, lease_seconds=settings.lease_seconds, worker=processor.name)
+    with anyio.CancelScope(shield=True):  # claimed is claimed: whoever is cancelled then gives it back in `run`
+        async with transaction(processor.resources.pool) as conn:
+            claims = await claim_due(conn, limit=free, lease_seconds=settings.lease_seconds, worker=processor.name)
     for held in claims:
         borrower = object()
         limiter.acquire_on_behalf_of_nowait(borrower)
@@ -98,8 +104,7 @@ async def _run_and_release(
 ) -> None:
     try:
         await processor.run(held)
-    except Transient as exc:
-        # the outcome could not be written: the lease ends, and the sweep takes the row back
-        logger.warning("outcome not written", ingestion=held.ingestion_id.hex, error=str(exc))
+    except Exception:  # one file's boundary: the lease ends, and the sweep takes the row back
+        logger.exception("drained file failed", ingestion=held.ingestion_id.hex)
     finally:
         limiter.release_on_behalf_of(borrower)

@@ -20,6 +20,7 @@ from app.resources import Resources
 _WRITERS = 2
 """More connections writing at once only add latency (VECTORS.md D)."""
 _GIVE_BACK_SECONDS = 3.0
+_SETTLE_AGAIN_SECONDS = 0.5
 
 logger = structlog.stdlib.get_logger(__name__)
 
@@ -35,24 +36,34 @@ class Processor:
 
     async def process(self, ingestion_id: UUID) -> Outcome:
         """Claim an ingestion and run it to its outcome."""
-        settings = self.resources.settings
-        async with connection(self.resources.pool) as conn:
-            held = await claim(conn, ingestion_id, lease_seconds=settings.lease_seconds, worker=self.name)
+        claiming = asyncio.ensure_future(self._claim(ingestion_id))
+        try:
+            held = await asyncio.shield(claiming)
+        except asyncio.CancelledError:
+            with anyio.CancelScope(
+                shield=True
+            ):  # a claim that nobody works on would cost a lease and a crash point
+                held = await claiming
+                if held is not None:
+                    await self._give_back(held)
+            raise
         return Superseded() if held is None else await self.run(held)
 
     async def run(self, held: Claim) -> Outcome:
         """Run a claimed ingestion and settle it; a cancelled run (shutdown) gives its claim back."""
         log = logger.bind(ingestion=held.ingestion_id.hex, fence=held.fence, filename=held.filename)
         outcome: Outcome = Superseded()
+        is_settled = False
         try:
             with self._leases.hold(held) as lease:
                 outcome = await self._attempt(held)
-            if lease.is_lost:
+                await self._settle(held, outcome)
+                is_settled = True
+            if lease.is_lost and not is_settled:
                 outcome = Superseded()
         except asyncio.CancelledError:
-            await self._give_back(held)
+            await self._give_back(held)  # without effect on what has been settled
             raise
-        await self._settle(held, outcome)
         log.info(
             "ingestion attempt ended", outcome=type(outcome).__name__, reason=getattr(outcome, "message", None)
         )
@@ -67,6 +78,11 @@ class Processor:
                 yield
             finally:
                 group.cancel_scope.cancel()
+
+    async def _claim(self, ingestion_id: UUID) -> Claim | None:
+        lease_seconds = self.resources.settings.lease_seconds
+        async with connection(self.resources.pool) as conn:
+            return await claim(conn, ingestion_id, lease_seconds=lease_seconds, worker=self.name)
 
     async def _attempt(self, held: Claim) -> Outcome:
         settings = self.resources.settings
@@ -95,15 +111,30 @@ class Processor:
         return Superseded() if stores is None else Completed(prepared.chunk_count, stores)
 
     async def _settle(self, held: Claim, outcome: Outcome) -> None:
-        """Write the outcome to the row; `Completed` was written by the transaction itself."""
-        hint: Hint | None = None
+        """Write the outcome to the row, as soon as Postgres lets us; the transaction has written `Completed`.
+
+        The lease is held meanwhile; when it is lost, so is the outcome, and somebody else's counts.
+        """
+        if isinstance(outcome, Completed | Superseded):
+            return
+        while True:
+            try:
+                hint = await self._write_outcome(held, outcome)
+            except Transient as exc:
+                logger.warning("outcome not written yet", ingestion=held.ingestion_id.hex, error=str(exc))
+                await anyio.sleep(_SETTLE_AGAIN_SECONDS)
+            else:
+                break
+        if hint is not None:
+            await self.resources.doorbell.enqueue_file_processing_jobs([hint])
+
+    async def _write_outcome(self, held: Claim, outcome: Outcome) -> Hint | None:
         async with connection(self.resources.pool) as conn:
             if isinstance(outcome, Failed):
                 await fail(conn, held, code=outcome.code, message=outcome.message)
             elif isinstance(outcome, RetryLater):
-                hint = await retry_later(conn, held, delay_seconds=outcome.delay_seconds, message=outcome.message)
-        if hint is not None:
-            await self.resources.doorbell.enqueue_file_processing_jobs([hint])
+                return await retry_later(conn, held, delay_seconds=outcome.delay_seconds, message=outcome.message)
+        return None
 
     async def _give_back(self, held: Claim) -> None:
         with anyio.move_on_after(_GIVE_BACK_SECONDS, shield=True):

@@ -2,7 +2,7 @@
 
 import ssl
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import parse_qs, unquote, urlparse
 
@@ -27,7 +27,7 @@ class RedisSettings:
     unix_socket_path: str | None = None
     database: int = 0
     username: str | None = None
-    password: str | None = None
+    password: str | None = field(default=None, repr=False)
     ssl: bool = False
     ssl_keyfile: str | None = None
     ssl_certfile: str | None = None

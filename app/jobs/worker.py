@@ -70,6 +70,8 @@ class AsyncWorker(Worker):
         )
         # RQ would talk to Redis here, which may be away: `_register` does that part
         super().__init__(queues, name, connection=own, prepare_for_work=False, **kwargs)
+        if connection is None:  # RQ has raised it to seven minutes, for blocking pops that we do elsewhere
+            own.connection_pool.connection_kwargs["socket_timeout"] = _ANSWER_SECONDS
         if prepare_for_work:
             self.hostname, self.pid = socket.gethostname(), os.getpid()
         self.max_jobs = max_jobs

@@ -16,7 +16,7 @@ from app.db import Connection
 from app.errors import NotFound
 from app.ids import to_wire
 from app.records.ingestions import NewIngestion
-from app.records.pages import Page, PageRequest, make_page
+from app.records.pages import Page, PageRequest, make_page, page_clause
 
 STATUS_STATES = {
     "in_progress": ("queued", "running"),
@@ -179,25 +179,20 @@ async def get_store_file(conn: Connection, *, store_id: UUID, file_id: UUID) -> 
 async def list_store_files(
     conn: Connection, *, store_id: UUID, batch_id: UUID | None, status: str | None, page: PageRequest
 ) -> Page[StoreFile]:
-    """The files of a store (or of one batch into it), by when they were attached."""
-    backwards = page.before is not None and page.after is None
-    ascending = (page.order == "asc") != backwards
-    cursor = page.before if backwards else page.after
-    direction, beyond = ("ASC", ">") if ascending else ("DESC", "<")
+    """The files of a store (or of one batch into it), by when they were uploaded.
+
+    The cursor is an id, not a row: who deletes while listing still sees every file.
+    """
+    clause, parameters = page_clause(page, "v.file_id", 4)
     rows = await conn.fetch(
         f"""
         {_SELECT} WHERE v.vector_store_id = $1 AND ($2::uuid IS NULL OR i.batch_id = $2)
-          AND ($3::text[] IS NULL OR i.state = ANY($3))
-          AND ($4::uuid IS NULL OR (v.created_at, v.file_id) {beyond} (
-              SELECT c.created_at, c.file_id FROM vector_store_files c
-              WHERE c.vector_store_id = $1 AND c.file_id = $4))
-        ORDER BY v.created_at {direction}, v.file_id {direction} LIMIT $5
+          AND ($3::text[] IS NULL OR i.state = ANY($3)) {clause}
         """,
         store_id,
         batch_id,
         None if status is None else STATUS_STATES[status],
-        cursor,
-        page.limit + 1,
+        *parameters,
     )
     return make_page(page, [StoreFile(**dict(row)) for row in rows])
 

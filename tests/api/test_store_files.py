@@ -173,3 +173,14 @@ async def test_rivals_that_attach_to_a_store_and_delete_it_leave_no_loose_ends(a
     assert {answer.status_code for answer in answers} <= {200, 404}
     assert await pool.fetchval("SELECT count(*) FROM vector_store_files") == 0
     assert await pool.fetchval("SELECT count(*) FROM ingestions WHERE state IN ('queued', 'running')") == 0
+
+
+async def test_who_deletes_while_listing_sees_every_file(ada: Person):
+    store = await ada.openai.vector_stores.create(name="s")
+    for number in range(5):
+        await ada.openai.vector_stores.files.create(store.id, file_id=await upload(ada, f"{number}.txt"))
+    seen = 0
+    async for file in ada.openai.vector_stores.files.list(store.id, limit=2):
+        await ada.openai.vector_stores.files.delete(file.id, vector_store_id=store.id)
+        seen += 1
+    assert seen == 5

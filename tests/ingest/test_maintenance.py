@@ -178,3 +178,24 @@ async def test_a_stock_rq_worker_processes_a_file(bench: Workbench, settings: Se
     job_id = job_id_of(ingestion, 1)
     assert await bench.resources.doorbell.statuses([job_id]) == {job_id: "finished"}
     assert await bench.findings() == []
+
+
+@pytest.mark.parametrize("setting", [("maxmemory", "1"), ("min-replicas-to-write", "1")])
+async def test_a_redis_that_answers_but_takes_no_write_is_none(
+    with_own_redis: Settings,
+    own_redis: EmbeddedRedis,
+    make_principal: Callable[[str], Awaitable[tuple[Principal, str]]],
+    setting: tuple[str, str],
+) -> None:
+    owner, _ = await make_principal("ada")
+    redis = Redis.from_url(own_redis.url)
+    await redis.config_set(*setting)
+    await redis.aclose()
+    async with open_resources(with_own_redis, role="test") as resources:
+        assert not await resources.doorbell.is_job_queue_available()
+        bench = Workbench(resources, owner)
+        ingestion = await bench.attach(await bench.file(), [await bench.store()])
+        async with anyio.create_task_group() as group:
+            group.start_soon(run_worker, with_own_redis)
+            assert await until_settled(bench, ingestion) == ["completed"]
+            group.cancel_scope.cancel()

@@ -361,3 +361,24 @@ async def test_deadlocks_do_not_come_from_many_at_once(bench: Workbench) -> None
 
     await asyncio.gather(*(churn(file_id, number) for number, file_id in enumerate(files)))
     assert await bench.findings() == []
+
+
+async def test_a_cancel_at_any_moment_leaves_no_claim_behind(bench: Workbench) -> None:
+    store = await bench.store()
+    ingestions = [await bench.attach(await bench.file(f"File {n}"), [store]) for n in range(40)]
+    running = [asyncio.create_task(bench.processor.process(ingestion)) for ingestion in ingestions]
+    for number, task in enumerate(running):
+        for _ in range(number % 13):
+            await asyncio.sleep(0)
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
+    assert await bench.sql("SELECT count(*) FROM ingestions WHERE state = 'running'") == 0
+    assert await bench.findings() == []
+
+
+async def test_a_message_that_postgres_refuses_is_cleaned_on_its_way(paid: Workbench, provider: FakeOpenAI) -> None:
+    provider.for_word["lamp"] = Status(400, message="bad \x00 request \ud800")
+    store = await paid.store(model="text-embedding-3-small", dimensions=8)
+    ingestion = await paid.attach(await paid.file(), [store])
+    assert isinstance(await paid.processor.process(ingestion), Failed)
+    assert (await paid.row(ingestion)).error_code == "embedding_refused"
