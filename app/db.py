@@ -34,6 +34,10 @@ class DatabaseUnavailable(Transient):
     """Postgres does not answer; check DATABASE_URL and that the server runs."""
 
 
+class NotMigrated(Broken):
+    """The database is not migrated: run 'alembic upgrade head' with its DATABASE_URL."""
+
+
 async def _prepare_connection(conn: Any) -> None:
     await conn.set_type_codec("jsonb", encoder=json.dumps, decoder=json.loads, schema="pg_catalog")
 
@@ -83,7 +87,7 @@ async def connection(pool: Pool) -> AsyncIterator[Connection]:
                 conn.terminate()  # the pool must not hand it out again
                 raise
     except asyncpg.UndefinedTableError as exc:
-        raise Broken("the database is not migrated: run 'alembic upgrade head' with its DATABASE_URL") from exc
+        raise NotMigrated from exc
     except _PASSING as exc:
         raise DatabaseUnavailable(f"Postgres: {type(exc).__name__}: {exc}") from exc
 

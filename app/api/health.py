@@ -1,11 +1,10 @@
 """/healthz, /readyz, /metrics: for those who run the service; the only routes without an API key."""
 
-import asyncpg
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 
 from app.api.callers import Meters, Parts
-from app.db import connection
+from app.db import NotMigrated, connection
 from app.errors import Transient
 from app.resources import Resources
 
@@ -48,7 +47,7 @@ async def _postgres_state(resources: Resources) -> str:
             version = await conn.fetchval("SELECT version_num FROM alembic_version")
     except Transient:
         return "down"
-    except asyncpg.UndefinedTableError:
+    except NotMigrated:
         return "not migrated"
     return "ok" if version else "not migrated"
 
