@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Self
 
 from app.errors import Unprocessable
-from app.extraction.formats import PLAIN, SUPPORTED, media_type_of
+from app.extraction.formats import PLAIN, SUPPORTED, media_type_of, what_is_seen
 from app.extraction.guard import GuardedParser
 from app.extraction.texts import clean, cut, decode
 from app.extraction.values import Chunking, ExtractedDocument, ExtractionLimits, TextChunk
@@ -18,8 +18,9 @@ _SMALL_BYTES = 64 * 1024
 class Extractor:
     """Reads documents within limits; use as an async context manager, one per event loop."""
 
-    def __init__(self, limits: ExtractionLimits) -> None:
-        self._parser = GuardedParser(limits)
+    def __init__(self, limits: ExtractionLimits, *, zygote: str = "app.extraction.zygote") -> None:
+        """`zygote` names the module that parses; tests put a worse one there."""
+        self._parser = GuardedParser(limits, zygote)
         self._limits = limits
 
     async def __aenter__(self) -> Self:
@@ -48,14 +49,13 @@ class Extractor:
         """
         found = await asyncio.to_thread(media_type_of, source, filename) or media_type
         if found is None:
-            raise Unprocessable(
-                "unsupported_file", f"'{filename}' is in no format that can be read; supported are {SUPPORTED}."
-            )
+            seen = await asyncio.to_thread(what_is_seen, source)
+            raise Unprocessable("unsupported_file", f"'{filename}' is {seen}; supported are {SUPPORTED}.")
         if found == PLAIN and (await asyncio.to_thread(source.stat)).st_size <= _SMALL_BYTES:
             characters, chunks = await asyncio.to_thread(_cut_small, source, chunking)
         else:
             answer = await self._parser.parse(source, found, chunking)
-            characters, chunks = answer["characters"], answer["chunks"]
+            characters, chunks = answer.characters, answer.chunks
         if not chunks:
             raise Unprocessable("empty_text", f"'{filename}' holds no text.")
         return ExtractedDocument(tuple(TextChunk(chunk) for chunk in chunks), characters, found)

@@ -1,6 +1,7 @@
 """Which format a file is in: its content decides, the extension where content does not tell."""
 
 import io
+import re
 import zipfile
 import zlib
 from pathlib import Path, PurePath
@@ -11,7 +12,7 @@ HTML = "text/html"
 MAIL = "message/rfc822"
 RTF = "application/rtf"
 ENCRYPTED_OFFICE = "application/encrypted"
-SUPPORTED = "PDF, DOCX, PPTX, XLSX, ODT, ODS, ODP, EPUB, RTF, HTML, EML, DOC, PPT, XLS and any plain text"
+SUPPORTED = "PDF, DOCX, PPTX, XLSX, ODT, ODS, ODP, EPUB, RTF, HTML, EML, MSG, DOC, PPT, XLS and any plain text"
 
 _OPENXML = "application/vnd.openxmlformats-officedocument."
 _BY_EXTENSION = {
@@ -37,8 +38,38 @@ _ZIP_FOLDERS = {"word/": ".docx", "ppt/": ".pptx", "xl/": ".xlsx"}
 _ZIP, _OLE2 = b"PK\x03\x04", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 _ENCRYPTED_STREAM = "EncryptedPackage".encode("utf-16-le")
 """The stream of an OLE2 container that holds an encrypted OOXML package (MS-OFFCRYPTO 2.1.1)."""
-_OLE2_TYPES = (".doc", ".ppt", ".xls", ".msg")
-_BYTE_ORDER_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
+_OLE2_STREAMS = {
+    ".doc": ("WordDocument",),
+    ".ppt": ("PowerPoint Document",),
+    ".xls": ("Workbook", "Book"),
+    ".msg": ("__properties_version1.0",),
+}
+"""The stream that each kind of OLE2 container must hold (MS-DOC, MS-PPT, MS-XLS, MS-OXMSG)."""
+_UTF8_MARK = b"\xef\xbb\xbf"
+_BYTE_ORDER_MARKS = (_UTF8_MARK, b"\xff\xfe", b"\xfe\xff")
+_PDF_ON_ITS_OWN_LINE = re.compile(rb"(?:^|[\r\n])%PDF-")
+_SEEN = (
+    (_ZIP, "a ZIP archive that is no document"),
+    (_OLE2, "an OLE2 container that is no document"),
+    (b"\x89PNG", "a PNG image"),
+    (b"\xff\xd8\xff", "a JPEG image"),
+    (b"GIF8", "a GIF image"),
+    (b"II*\x00", "a TIFF image"),
+    (b"MM\x00*", "a TIFF image"),
+    (b"\x1f\x8b", "gzip"),
+    (b"BZh", "bzip2"),
+    (b"\xfd7zXZ", "xz"),
+    (b"7z\xbc\xaf", "a 7z archive"),
+    (b"Rar!", "a RAR archive"),
+    (b"RIFF", "sound, video or a WebP image"),
+    (b"ID3", "MP3 sound"),
+    (b"OggS", "Ogg sound or video"),
+    (b"\x1aE\xdf\xa3", "Matroska video"),
+    (b"SQLite format 3", "an SQLite database"),
+    (b"PAR1", "a Parquet file"),
+    (b"\x7fELF", "a program"),
+    (b"MZ", "a program"),
+)
 _MAIL_HEADERS = (b"received:", b"return-path:", b"mime-version:", b"from:", b"delivered-to:", b"message-id:")
 _SNIFFED_BYTES = 1024
 _MOST_INSPECTED_BYTES = 64 * 1024 * 1024
@@ -58,24 +89,52 @@ def supported_media_type(filename: str, content: bytes) -> str | None:
     """The media type of a file from its name and its content, or the first few KB of it; None if unsupported."""
     head = content[:_SNIFFED_BYTES]
     extension = PurePath(filename.lower()).suffix
-    if b"%PDF-" in head:
+    if _is_pdf(head):
         return PDF
     if head.startswith(_ZIP):
         return _of_zip(content, extension)
     if head.startswith(_OLE2):
-        if _ENCRYPTED_STREAM in content:
-            return ENCRYPTED_OFFICE
-        return _BY_EXTENSION[extension] if extension in _OLE2_TYPES else None
+        return _of_ole2(content, extension)
     if head.lstrip().startswith(b"{\\rtf"):
         return RTF
     return _of_text(head, extension)
+
+
+def what_is_seen(path: Path) -> str:
+    """Of which kind an unsupported file seems to be, in words for a person."""
+    with path.open("rb") as source:
+        head = source.read(_SNIFFED_BYTES)
+    for start, words in _SEEN:
+        if head.startswith(start):
+            return words
+    return f"binary content that starts with {head[:4].hex(' ')}"
+
+
+def _is_pdf(head: bytes) -> bool:
+    """Readers allow junk before the header; but a text that mentions `%PDF-` in a sentence is a text."""
+    if head.startswith(b"%PDF"):
+        return True
+    return b"%PDF-" in head and (not is_text(head) or _PDF_ON_ITS_OWN_LINE.search(head) is not None)
+
+
+def _of_ole2(content: bytes, extension: str) -> str | None:
+    """By the names in its directory if they are here, else by extension."""
+    if _ENCRYPTED_STREAM in content:
+        return ENCRYPTED_OFFICE
+    if extension in _OLE2_STREAMS:
+        return _BY_EXTENSION[extension]
+    for kind, streams in _OLE2_STREAMS.items():
+        # a directory entry is its name in UTF-16, filled up with zeros to 64 bytes (MS-CFB 2.6.1)
+        if any(stream.encode("utf-16-le").ljust(64, b"\0") in content for stream in streams):
+            return _BY_EXTENSION[kind]
+    return None
 
 
 def _of_zip(content: bytes, extension: str) -> str | None:
     """By its entries if the whole archive is here, else by extension."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            names = archive.namelist()
+            names = [name.replace("\\", "/") for name in archive.namelist()]  # some writers know no better
             if "mimetype" in names and archive.getinfo("mimetype").file_size < _SNIFFED_BYTES:
                 declared = archive.read("mimetype").decode("ascii", "replace").strip()
                 if declared in _BY_EXTENSION.values():
@@ -91,7 +150,7 @@ def _of_zip(content: bytes, extension: str) -> str | None:
 def _of_text(head: bytes, extension: str) -> str | None:
     if not is_text(head):
         return None
-    start = head.lstrip().lower()
+    start = head.removeprefix(_UTF8_MARK).lstrip().lower()
     if start.startswith((b"<!doctype html", b"<html")) or extension in {".html", ".htm", ".xhtml"}:
         return HTML
     if extension == ".eml" or (not extension and start.startswith(_MAIL_HEADERS)):

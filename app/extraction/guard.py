@@ -9,16 +9,19 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from app.errors import FailureCode, Transient, Unprocessable
 from app.extraction.values import Chunking, ExtractionLimits
 
 _PROJECT = Path(__file__).resolve().parents[2]
 _KILLED_STATUS_SECONDS = 5.0
-_ANSWER_BYTES_A_CHARACTER = 24
-"""Overlap repeats up to half of a text, and JSON writes a character as up to twelve bytes."""
+_STARTED_SECONDS = 30.0
+"""A zygote that has not forked by then hangs; it imports the parsers in less than one on an idle machine."""
+_ANSWER_BYTES_A_CHARACTER = 12
+"""Overlap doubles a text at most, UTF-8 takes four bytes a character, and quotes and commas take the rest."""
 
 
 _FRUGAL = {
@@ -31,17 +34,33 @@ _FRUGAL = {
 _LARGE_ANSWER_BYTES = 1 << 20
 
 
+@dataclass(frozen=True, slots=True)
+class ChildEnd:
+    """How a child ended: its wait status, and whether it was for want of memory."""
+
+    status: int
+    wanted_memory: bool
+
+
 class ZygoteGone(Exception):
     """The zygote died; the next call starts another."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A document's text in chunks, and how many characters it had before it was cut."""
+
+    characters: int
+    chunks: list[str]
 
 
 class Zygote:
     """A running zygote process and the calls that wait for it."""
 
-    def __init__(self) -> None:
+    def __init__(self, program: str) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._process = subprocess.Popen(  # noqa: S603 - ourselves
-            [sys.executable, "-m", "app.extraction.zygote", str(theirs.fileno())],
+            [sys.executable, "-m", program, str(theirs.fileno())],
             env={"PYTHONPATH": str(_PROJECT), "LANG": "C.UTF-8", **_FRUGAL},
             cwd="/",
             stdin=subprocess.DEVNULL,
@@ -51,8 +70,8 @@ class Zygote:
         ours.setblocking(False)
         self._control = ours
         self._numbers = itertools.count()
-        self._started: dict[int, asyncio.Future[tuple[int, asyncio.Future[int]]]] = {}
-        self._statuses: dict[int, asyncio.Future[int]] = {}
+        self._started: dict[int, asyncio.Future[tuple[int, asyncio.Future[ChildEnd]]]] = {}
+        self._statuses: dict[int, asyncio.Future[ChildEnd]] = {}
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(ours, self._on_news)
         self.is_alive = True
@@ -68,11 +87,13 @@ class Zygote:
         self._process.kill()
         self._process.wait()
 
-    async def spawn(self, request: dict[str, Any], document: int, pipe: int) -> tuple[int, "asyncio.Future[int]"]:
-        """Fork a child for a request: its pid, and a future of its wait status.
+    async def spawn(
+        self, request: dict[str, Any], document: int, pipe: int
+    ) -> tuple[int, "asyncio.Future[ChildEnd]"]:
+        """Fork a child for a request: its pid, and a future of its end.
 
         Raises:
-            ZygoteGone: it died meanwhile.
+            ZygoteGone: it died meanwhile, or hangs and is ended.
         """
         number = next(self._numbers)
         started = self._started[number] = self._loop.create_future()
@@ -83,7 +104,11 @@ class Zygote:
             self._fail()
             raise ZygoteGone from exc
         try:
-            return await asyncio.shield(started)
+            async with asyncio.timeout(_STARTED_SECONDS):
+                return await asyncio.shield(started)
+        except TimeoutError:
+            self.close()
+            raise ZygoteGone from None
         except asyncio.CancelledError:
             started.add_done_callback(_kill_started)
             raise
@@ -106,7 +131,8 @@ class Zygote:
             ended = self._statuses[news["pid"]] = self._loop.create_future()
             self._started.pop(news["id"]).set_result((news["pid"], ended))
         else:
-            self._statuses.pop(news["pid"]).set_result(news["status"])
+            end = ChildEnd(news["status"], bool(news["wanted_memory"]))
+            self._statuses.pop(news["pid"]).set_result(end)
 
     def _fail(self) -> None:
         if not self.is_alive:
@@ -121,7 +147,7 @@ class Zygote:
                 waiting.exception()  # somebody may no longer be waiting
 
 
-def _kill_started(started: "asyncio.Future[tuple[int, asyncio.Future[int]]]") -> None:
+def _kill_started(started: "asyncio.Future[tuple[int, asyncio.Future[ChildEnd]]]") -> None:
     """End a child that nobody waits for any more."""
     if started.cancelled() or started.exception() is not None:
         return
@@ -134,8 +160,9 @@ def _kill_started(started: "asyncio.Future[tuple[int, asyncio.Future[int]]]") ->
 class GuardedParser:
     """Parses documents in children of a zygote, with limits; one per process and event loop."""
 
-    def __init__(self, limits: ExtractionLimits) -> None:
+    def __init__(self, limits: ExtractionLimits, program: str) -> None:
         self._limits = limits
+        self._program = program
         self._zygote: Zygote | None = None
         self._places = asyncio.Semaphore(limits.concurrency)
 
@@ -150,12 +177,12 @@ class GuardedParser:
             self._zygote.close()
             self._zygote = None
 
-    async def parse(self, source: Path, media_type: str, chunking: Chunking) -> dict[str, Any]:
-        """The child's answer: `characters` and `chunks`.
+    async def parse(self, source: Path, media_type: str, chunking: Chunking) -> Answer:
+        """The document's text in chunks.
 
         Raises:
             Unprocessable: the document's fault, or a limit; the child is gone in any case.
-        Transient: the zygote died twice.
+            Transient: the zygote died twice.
         """
         limits = self._limits
         request = {
@@ -168,27 +195,23 @@ class GuardedParser:
         }
         async with self._places:
             try:
-                answer = await self._ask(request, source)
+                return await self._ask(request, source)
             except ZygoteGone:
-                answer = await self._ask_again(request, source)
-        if "failure" in answer:
-            failure: FailureCode = answer["failure"]
-            raise Unprocessable(failure, answer["message"]) if answer["message"] else _failure(failure)
-        return answer
+                return await self._ask_again(request, source)
 
-    async def _ask_again(self, request: dict[str, Any], source: Path) -> dict[str, Any]:
+    async def _ask_again(self, request: dict[str, Any], source: Path) -> Answer:
         """The zygote died, which is not the document's fault: another one gets one more try."""
         try:
             return await self._ask(request, source)
         except ZygoteGone as exc:
             raise Transient("The parser process died twice; the file is tried again later.") from exc
 
-    async def _ask(self, request: dict[str, Any], source: Path) -> dict[str, Any]:
+    async def _ask(self, request: dict[str, Any], source: Path) -> Answer:
         if self._zygote is None or not self._zygote.is_alive:
             self.close()
-            self._zygote = Zygote()
-        read_end, write_end = os.pipe()
+            self._zygote = Zygote(self._program)
         document = os.open(source, os.O_RDONLY)
+        read_end, write_end = os.pipe()
         try:
             pid, ended = await self._zygote.spawn(request, document, write_end)
         except BaseException:
@@ -200,7 +223,7 @@ class GuardedParser:
         try:
             async with asyncio.timeout(self._limits.timeout_seconds):
                 raw = await _read_all(read_end, self._limits.max_characters * _ANSWER_BYTES_A_CHARACTER)
-                status = await asyncio.shield(ended)
+                end = await asyncio.shield(ended)
         except TimeoutError:
             raise _failure("parser_timeout") from None
         finally:
@@ -208,14 +231,45 @@ class GuardedParser:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
                 await asyncio.wait({ended}, timeout=_KILLED_STATUS_SECONDS)
-        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU:
-            raise _failure("parser_timeout")
-        if status != 0 or not raw:
+        if end.status != 0:
+            raise _failure(_why(end))
+        if len(raw) > _LARGE_ANSWER_BYTES:
+            return await asyncio.to_thread(_understood, raw)
+        return _understood(raw)
+
+
+def _why(end: ChildEnd) -> FailureCode:
+    """The failure that the end of a child means; a kill that is not ours is the kernel's, short of memory."""
+    killed_by = os.WTERMSIG(end.status) if os.WIFSIGNALED(end.status) else None
+    if killed_by == signal.SIGXCPU:
+        return "parser_timeout"
+    if end.wanted_memory or killed_by == signal.SIGKILL:
+        return "parser_memory"
+    return "parser_crashed"
+
+
+def _understood(raw: bytes) -> Answer:
+    """What a child says, believed only if it has the form of an answer.
+
+    Raises:
+        Unprocessable: the child's own verdict, or `parser_crashed` if it talks nonsense.
+    """
+    match _parsed(raw):
+        case {"failure": str(failure), "message": str(message)} if failure in _FAILURES:
+            code = cast("FailureCode", failure)
+            raise Unprocessable(code, message) if message else _failure(code)
+        case {"characters": int(characters), "chunks": list(chunks)} if all(isinstance(one, str) for one in chunks):
+            return Answer(characters, chunks)
+        case _:
             raise _failure("parser_crashed")
-        answer: dict[str, Any] = (
-            await asyncio.to_thread(json.loads, raw) if len(raw) > _LARGE_ANSWER_BYTES else json.loads(raw)
-        )
-        return answer
+
+
+def _parsed(raw: bytes) -> object:
+    try:
+        parsed: object = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    return parsed
 
 
 async def _read_all(descriptor: int, most_bytes: int) -> bytes:
@@ -241,13 +295,15 @@ async def _read_all(descriptor: int, most_bytes: int) -> bytes:
     return b"".join(pieces)
 
 
+_FAILURES = {"encrypted_file", "unreadable_file", "empty_text", "too_much_text", "parser_memory"}
+"""The verdicts that are a child's to give."""
 _MESSAGES: dict[str, str] = {
     "parser_timeout": "Reading this document took longer than EXTRACTION_TIMEOUT_SECONDS allows.",
     "parser_memory": "Reading this document took more memory than EXTRACTION_MEMORY_BYTES allows.",
-    "parser_crashed": "The parser crashed on this document, or hit its memory limit; it may be damaged.",
+    "parser_crashed": "The parser crashed on this document; it may be damaged.",
     "too_much_text": "The document holds more text than EXTRACTION_MAX_CHARACTERS allows; split it.",
 }
 
 
 def _failure(code: FailureCode) -> Unprocessable:
-    return Unprocessable(code, _MESSAGES[code])
+    return Unprocessable(code, _MESSAGES.get(code, ""))

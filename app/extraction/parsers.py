@@ -1,18 +1,41 @@
 """Text from documents; runs only inside a guarded child process."""
 
 import io
+import re
+import struct
+import zlib
 
 import kreuzberg
 import pypdf
 import pypdfium2
-from pypdf.errors import PyPdfError
+from pypdf.errors import DeprecationError, PyPdfError
 
 from app.errors import Unprocessable
-from app.extraction.formats import ENCRYPTED_OFFICE, PDF, PLAIN
+from app.extraction.formats import ENCRYPTED_OFFICE, HTML, PDF, PLAIN
 from app.extraction.texts import decode
 
 _ENCRYPTED = "The PDF is encrypted and needs a password; remove it and upload the file again."
 _ENCRYPTED_DOCUMENT = "The document is encrypted; remove the password and upload it again."
+_CHARSET = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([\w-]{1,40})", re.IGNORECASE)
+_HEAD_BYTES = 4096
+_IMAGE_IN_TEXT = re.compile(r"!\[([^\]\n]{0,1000})\]\(data:[^)\s]*\)")
+"""An image that an HTML page carries in itself: base64, which is no text."""
+_PYPDF_FAILURES = (
+    PyPdfError,
+    DeprecationError,
+    NotImplementedError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    RecursionError,
+    OSError,
+    struct.error,
+    zlib.error,
+)
+"""pypdf raises nearly anything on damaged files."""
 _WITHOUT_TEXT = "The PDF has no text layer (scanned pages?); run it through OCR and upload the result."
 
 
@@ -28,6 +51,8 @@ def read_text(content: bytes, media_type: str, *, max_characters: int) -> str:
         raise Unprocessable("encrypted_file", _ENCRYPTED_DOCUMENT)
     if media_type == PDF:
         return _read_pdf(content, max_characters=max_characters)
+    if media_type == HTML:
+        content = _as_utf8(content)
     return _read_with_kreuzberg(content, media_type)
 
 
@@ -74,8 +99,8 @@ def _read_with_pypdf(content: bytes, max_characters: int) -> str | None:
                 break
     except Unprocessable:
         raise
-    except (PyPdfError, ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError, OSError):
-        return None  # pypdf raises nearly anything on damaged files
+    except _PYPDF_FAILURES:
+        return None
     return "\n\n".join(pages)
 
 
@@ -89,9 +114,24 @@ def _open_with_pypdf(content: bytes) -> pypdf.PdfReader:
 def _read_with_kreuzberg(content: bytes, media_type: str) -> str:
     config = kreuzberg.ExtractionConfig(use_cache=False)
     try:
-        return kreuzberg.extract_bytes_sync(content, media_type, config=config).content
+        text = kreuzberg.extract_bytes_sync(content, media_type, config=config).content
     except kreuzberg.KreuzbergError as exc:
         if "password" in str(exc).lower() or "encrypted" in str(exc).lower():
             raise Unprocessable("encrypted_file", _ENCRYPTED_DOCUMENT) from exc
         reason = str(exc).splitlines()[0][:200] if str(exc) else type(exc).__name__
         raise Unprocessable("unreadable_file", f"The document cannot be read: {reason}") from exc
+    return _IMAGE_IN_TEXT.sub(r"\1", text)
+
+
+def _as_utf8(page: bytes) -> bytes:
+    """An HTML page in UTF-8, which is all that its parser reads, from the encoding that it declares."""
+    declared = _CHARSET.search(page[:_HEAD_BYTES])
+    try:
+        page.decode()
+    except UnicodeDecodeError:
+        try:
+            text = page.decode(declared[1].decode("ascii") if declared else "ascii")
+        except (LookupError, UnicodeError):
+            text = decode(page)
+        return text.encode("utf-8", "replace")
+    return page

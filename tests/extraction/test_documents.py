@@ -56,3 +56,44 @@ async def test_our_own_samples_say_what_they_say(extractor: Extractor, tmp_path:
         text = " ".join(" ".join(chunk.text for chunk in document.chunks).split())
         assert KNOWN[path.name].lower() in text.lower(), path.name
         assert "console.log" not in text
+
+
+async def read(extractor: Extractor, path: Path) -> str:
+    document = await extractor.extract(path, filename=path.name, media_type=None, chunking=Chunking())
+    return " ".join(chunk.text for chunk in document.chunks)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "declared"),
+    [("utf-8", ""), ("iso-8859-1", "iso-8859-1"), ("cp1252", ""), ("utf-16", ""), ("shift_jis", "Shift_JIS")],
+)
+async def test_a_page_is_read_in_the_encoding_that_it_declares(
+    extractor: Extractor, tmp_path: Path, encoding: str, declared: str
+) -> None:
+    text = "日本語の文章" if encoding == "shift_jis" else "schöne Grüße"
+    meta = f'<meta http-equiv="Content-Type" content="text/html; charset={declared}">' if declared else ""
+    page = tmp_path / "page.html"
+    page.write_bytes(f"<html><head>{meta}</head><body><p>{text}</p></body></html>".encode(encoding))
+    assert await read(extractor, page) == text
+
+
+async def test_of_an_image_inside_a_page_only_its_words_are_text(extractor: Extractor, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    page.write_text('<p>before <img alt="a red kite" src="data:image/png;base64,iVBORw0KGgo="> after</p>')
+    text = await read(extractor, page)
+    assert "a red kite" in text
+    assert "iVBORw0KGgo" not in text
+
+
+@pytest.mark.parametrize(
+    ("content", "seen"), [(b"\x89PNG\r\n\x1a\n\0\0", "a PNG image"), (b"\0\1\2\3", "00 01 02 03")]
+)
+async def test_a_refusal_names_what_was_seen_and_what_is_supported(
+    extractor: Extractor, tmp_path: Path, content: bytes, seen: str
+) -> None:
+    picture = tmp_path / "report.docx"
+    picture.write_bytes(content)
+    with pytest.raises(Unprocessable, match=seen) as refused:
+        await read(extractor, picture)
+    assert refused.value.failure == "unsupported_file"
+    assert "DOCX" in str(refused.value)

@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 
 from app.errors import BadRequest
 from app.extraction import Chunking, supported_media_type
-from app.extraction.texts import clean, cut, decode
+from app.extraction.texts import clean, cut, decode, splitter_for
 
 DOCX = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
+XLSX = "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"
 ODT = "application/vnd.oasis.opendocument.text"
 
 
@@ -26,7 +27,10 @@ def archive(**entries: str) -> bytes:
     [
         ("a.pdf", b"%PDF-1.7", "application/pdf"),
         ("renamed.txt", b"junk before\n%PDF-1.4", "application/pdf"),
+        ("a.md", b"A PDF starts with %PDF-1.7, they say.", "text/plain"),
+        ("tiny.pdf", b"%PDF\n1\x000 obj<</Pages", "application/pdf"),
         ("a", archive(word__document="x"), DOCX),
+        ("a.xlsx", archive(**{"xl\\workbook.xml": "x"}), XLSX),
         ("a.xlsx", archive(word__document="x"), DOCX),
         ("a.odt", archive(mimetype=ODT), ODT),
         ("a.zip", archive(readme="x"), None),
@@ -43,6 +47,12 @@ def archive(**entries: str) -> bytes:
         ("a.bin", b"\x00\x01\x02\x03" * 50, None),
         ("a.doc", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "application/msword"),
         ("a.bin", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", None),
+        (
+            "no-extension",
+            b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + "Workbook".encode("utf-16-le").ljust(64, b"\x00"),
+            "application/vnd.ms-excel",
+        ),
+        ("page", b"\xef\xbb\xbf<!doctype html><p>hi", "text/html"),
         ("empty.txt", b"", "text/plain"),
         (
             "a.xlsx",
@@ -88,6 +98,22 @@ def test_chunks_hold_every_word_in_order_and_none_is_blank(words: list[str]) -> 
     chunks = cut(" ".join(words), Chunking(100, 0))
     assert " ".join(chunks).split() == words
     assert all(chunk.strip() for chunk in chunks)
+
+
+@given(st.text(min_size=1, max_size=4000), st.sampled_from([(100, 0), (100, 50), (300, 100)]))
+def test_no_chunk_is_longer_than_allowed_and_together_they_hold_the_text(text: str, sizes: tuple[int, int]) -> None:
+    chunking = Chunking(*sizes)
+    cleaned = clean(text)
+    chunks = cut(cleaned, chunking)
+    assert "".join(chunks).split() or not cleaned.strip()
+    position = 0
+    for chunk in chunks:
+        found = cleaned.find(chunk, 0 if chunking.chunk_overlap_tokens else position)
+        assert found >= 0
+        assert not cleaned[position:found].strip(), "nothing but white space may stand between chunks"
+        position = max(position, found + len(chunk))
+        assert list(splitter_for(Chunking(sizes[0], 0)).chunks(chunk)) == [chunk], "it fits as it is"
+    assert not cleaned[position:].strip()
 
 
 def test_a_token_is_a_token_of_cl100k() -> None:

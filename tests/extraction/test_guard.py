@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import zipfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import pytest
 
 from app.errors import FailureCode, Unprocessable
 from app.extraction import Chunking, Extractor
-from tests.extraction.conftest import LIMITS, children_of, is_running
+from tests.extraction.conftest import LIMITS, children_of, is_running, until
 
 LONG = "The keeper winds the clockwork every four hours. "
 CANARY = "sk-canary-in-the-environment"
@@ -74,6 +74,41 @@ async def test_an_archive_that_inflates_is_a_typed_failure(inflating: Path) -> N
         assert children_of(extractor.zygote_pid) == []
 
 
+@pytest.fixture
+def inflating_strings(tmp_path: Path) -> Path:
+    """An XLSX of some 300 KB whose shared strings are 300 MB."""
+    names = "http://schemas.openxmlformats.org"
+    sheet = "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet.main+xml"
+    kinds = f"{names}/officeDocument/2006/relationships"
+    path = tmp_path / "inflating.xlsx"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in {
+            "[Content_Types].xml": f'<Types xmlns="{names}/package/2006/content-types"><Default Extension="xml" '
+            f'ContentType="application/xml"/><Override PartName="/xl/workbook.xml" ContentType="{sheet}"/></Types>',
+            "_rels/.rels": f'<Relationships xmlns="{names}/package/2006/relationships"><Relationship Id="r1" '
+            f'Type="{kinds}/officeDocument" Target="xl/workbook.xml"/></Relationships>',
+            "xl/workbook.xml": f'<workbook xmlns="{names}/spreadsheetml/2006/main" xmlns:r="{kinds}"><sheets>'
+            '<sheet name="a" sheetId="1" r:id="r1"/></sheets></workbook>',
+            "xl/_rels/workbook.xml.rels": f'<Relationships xmlns="{names}/package/2006/relationships">'
+            f'<Relationship Id="r1" Type="{kinds}/worksheet" Target="worksheets/sheet1.xml"/><Relationship Id="r2" '
+            f'Type="{kinds}/sharedStrings" Target="sharedStrings.xml"/></Relationships>',
+            "xl/worksheets/sheet1.xml": f'<worksheet xmlns="{names}/spreadsheetml/2006/main"><sheetData>'
+            '<row r="1"><c r="A1" t="s"><v>0</v></c></row></sheetData></worksheet>',
+        }.items():
+            archive.writestr(name, content)
+        with archive.open("xl/sharedStrings.xml", "w", force_zip64=True) as part:
+            part.write(f'<sst xmlns="{names}/spreadsheetml/2006/main">'.encode())
+            for _ in range(300):
+                part.write(b"<si><t>" + b"a" * (1 << 20) + b"</t></si>")
+            part.write(b"</sst>")
+    return path
+
+
+async def test_shared_strings_that_inflate_hit_the_memory_limit(inflating_strings: Path) -> None:
+    async with extractor_with(memory_bytes=128 << 20, timeout_seconds=20) as extractor:
+        assert await refusal(extractor, inflating_strings) == "parser_memory"
+
+
 async def test_too_little_memory_is_a_typed_failure(book: Path) -> None:
     async with extractor_with(memory_bytes=1 << 20) as extractor:
         assert await refusal(extractor, book) in {"parser_memory", "parser_crashed"}
@@ -84,12 +119,6 @@ async def test_a_document_that_takes_too_long_is_given_up(book: Path) -> None:
         assert await refusal(extractor, book) == "parser_timeout"
         assert extractor.zygote_pid is not None
         assert children_of(extractor.zygote_pid) == []
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 async def test_cancelling_ends_the_child(extractor: Extractor, book: Path) -> None:
