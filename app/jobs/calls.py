@@ -1,15 +1,19 @@
 """Calling a job's function: by arq's name or RQ's path, as a task or in a thread, under its time limit."""
 
 import asyncio
+import functools
 import inspect
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import rq.job
-from rq.job import Job as RQJob
+from rq.exceptions import DeserializationError
+from rq.queue import Queue
 from rq.timeouts import JobTimeoutException, TimerDeathPenalty
 
-from app.jobs.ids import from_rq_id
+from app.jobs.functions import Function
+from app.jobs.running import Running
 from app.jobs.trampoline import TRAMPOLINE, function_name, import_by_name
 from app.jobs.values import JobExecutionFailed
 
@@ -23,80 +27,149 @@ class JobTimedOut(JobTimeoutException):
         Exception.__init__(self, f"Task exceeded maximum timeout value ({seconds:g} seconds)")
 
 
+class JobRefused(JobExecutionFailed):
+    """The job asks for what this worker does not do for whoever can write to Redis."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a job calls; `limits` is how arq's function was registered."""
+
+    function: JobFunction
+    args: Sequence[Any]
+    kwargs: dict[str, Any]
+    is_arqs: bool
+    is_coroutine: bool
+    limits: Function | None
+
+
 class FunctionTable:
     """The functions that may run. Without a list every importable one may, as with RQ."""
 
-    def __init__(self, functions: Mapping[str, JobFunction] | None) -> None:
-        self._by_name = functions
-
-    @classmethod
-    def of(cls, functions: "list[JobFunction] | None") -> "FunctionTable":
-        """A table that knows each function by its own name and by its dotted path."""
+    def __init__(self, functions: "Sequence[Function | JobFunction] | None") -> None:
+        self._by_name: dict[str, Function] | None = None
         if functions is None:
-            return cls(None)
-        by_path = {function_name(function): function for function in functions}
-        return cls({function.__qualname__: function for function in functions} | by_path)
+            return
+        self._by_name = {}
+        for each in functions:
+            if isinstance(each, Function):
+                self._by_name[each.name] = each
+            else:
+                named = Function(each.__qualname__, each, None, None, None, None)
+                self._by_name |= {each.__qualname__: named, function_name(each): named}
 
-    def find(self, name: str) -> JobFunction:
-        """The function of this name.
+    def find(self, name: str) -> tuple[JobFunction, Function | None]:
+        """The function of this name, and how it was registered.
 
         Raises:
             JobExecutionFailed: it is not on the list, or cannot be imported.
         """
         if self._by_name is None:
-            return import_by_name(name)
-        if name not in self._by_name:
-            raise JobExecutionFailed(f"function '{name}' not found")
-        return self._by_name[name]
+            return import_by_name(name), None
+        found = self._by_name.get(name)
+        if found is None:
+            raise JobExecutionFailed(f"function {name!r} not found")
+        return found.coroutine, found
 
 
-async def call(
-    job: RQJob, table: FunctionTable, *, ctx: dict[str, Any], job_try: int, timeout_seconds: float
-) -> Any:
+class CallReader:
+    """Reads what jobs call.
+
+    With `most_bytes` the reader trusts nobody who can write to Redis: a larger body, an instance, callbacks and
+    webhooks are refused.
+    """
+
+    def __init__(self, table: FunctionTable, most_bytes: int | None) -> None:
+        self._table = table
+        self._most_bytes = most_bytes
+
+    def read(self, running: Running) -> Call:
+        """What the job calls.
+
+        Raises:
+            JobRefused: it asks for too much.
+            DeserializationError: the body cannot be read.
+            JobExecutionFailed: it names an unknown function.
+        """
+        try:
+            name, instance, args, kwargs = running.serializer.loads(self._body(running))
+        except JobRefused:
+            raise
+        except Exception as exc:
+            raise DeserializationError from exc
+        if self._most_bytes is not None:
+            self._refuse(running, has_instance=instance is not None)
+        running.is_arqs = name == TRAMPOLINE
+        if running.is_arqs:
+            function, limits = self._table.find(args[0])
+            return Call(function, args[1:], kwargs, True, _is_coroutine(function), limits)
+        if instance is not None:
+            function = getattr(instance, name)
+            return Call(function, args, kwargs, False, inspect.iscoroutinefunction(function), None)
+        function, limits = self._table.find(name)
+        return Call(function, args, kwargs, False, _is_coroutine(function), limits)
+
+    def _body(self, running: Running) -> bytes:
+        packed = running.raw[b"data"]
+        try:
+            if self._most_bytes is None:
+                return zlib.decompress(packed)
+            inflating = zlib.decompressobj()
+            body = inflating.decompress(packed, self._most_bytes)
+        except zlib.error:
+            body = packed  # as RQ does: bodies of old versions are not packed
+        if self._most_bytes is not None and (len(body) > self._most_bytes or not _is_all(packed, body, inflating)):
+            raise JobRefused(f"the job's arguments have more than {self._most_bytes} bytes, which is refused here")
+        return body
+
+    def _refuse(self, running: Running, *, has_instance: bool) -> None:
+        raw = running.raw
+        asked = [name for name in ("success", "failure", "stopped") if raw.get(f"{name}_callback_name".encode())]
+        if asked or raw.get(b"webhooks") or has_instance:
+            what = f"a {asked[0]} callback" if asked else "a webhook" if raw.get(b"webhooks") else "an instance"
+            raise JobRefused(f"the job brings {what}, which a worker with the JSON serializer refuses")
+
+
+def _is_all(packed: bytes, body: bytes, inflating: Any) -> bool:
+    return body is packed or inflating.eof
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_coroutine(function: JobFunction) -> bool:
+    return inspect.iscoroutinefunction(function)
+
+
+async def perform(call: Call, args: Sequence[Any], timeout_seconds: float) -> Any:
     """Run a job's function and return its value.
 
     Raises:
         JobTimeoutException: it took longer than `timeout_seconds`.
-        DeserializationError, JobExecutionFailed: the job cannot be read, or names an unknown function.
         anything that the function raises.
     """
-    token = rq.job._current_job.set(job)  # noqa: SLF001 - what `Job.perform` does; get_current_job() reads it
+    limit = asyncio.timeout(timeout_seconds if timeout_seconds > 0 else None)
     try:
-        function, args = _resolve(job, table, ctx=ctx, job_try=job_try)
-        limit = asyncio.timeout(timeout_seconds if timeout_seconds > 0 else None)
-        try:
-            async with limit:
-                if inspect.iscoroutinefunction(function):
-                    return await function(*args, **job.kwargs)
-                value = await asyncio.to_thread(_call_sync, function, args, job.kwargs, timeout_seconds)
-                return await value if inspect.isawaitable(value) else value
-        except TimeoutError as exc:
-            if not limit.expired():
-                raise
-            raise JobTimedOut(timeout_seconds) from exc
-    finally:
-        rq.job._current_job.reset(token)  # noqa: SLF001 - as above
+        async with limit:
+            if call.is_coroutine:
+                return await call.function(*args, **call.kwargs)
+            value = await asyncio.to_thread(_call_sync, call.function, args, call.kwargs, timeout_seconds)
+            return await value if inspect.isawaitable(value) else value
+    except TimeoutError as exc:
+        if not limit.expired():
+            raise
+        raise JobTimedOut(timeout_seconds) from exc
 
 
-def _resolve(
-    job: RQJob, table: FunctionTable, *, ctx: dict[str, Any], job_try: int
-) -> tuple[JobFunction, tuple[Any, ...]]:
-    args = tuple(job.args)
-    if job.func_name != TRAMPOLINE:
-        if job.instance is not None:
-            return job.func, args
-        return table.find(job.func_name or ""), args
-    own_ctx = {
-        **ctx,
-        "job_id": from_rq_id(job.id),
-        "job_try": job_try,
-        "enqueue_time": job.enqueued_at,
-        "score": None if job.enqueued_at is None else int(job.enqueued_at.timestamp() * 1000),
-    }
-    return table.find(args[0]), (own_ctx, *args[1:])
+def timeout_of(running: Running, call: Call, default_seconds: float) -> float:
+    """Seconds that a job may run: for arq's jobs its function's, its own or the worker's; for RQ's its own."""
+    own = running.raw.get(b"timeout")
+    if call.is_arqs:
+        if call.limits is not None and call.limits.timeout_s is not None:
+            return call.limits.timeout_s
+        return float(own) if own else default_seconds
+    return float(own) if own else float(Queue.DEFAULT_TIMEOUT)
 
 
-def _call_sync(function: JobFunction, args: tuple[Any, ...], kwargs: dict[str, Any], timeout_seconds: float) -> Any:
+def _call_sync(function: JobFunction, args: Sequence[Any], kwargs: dict[str, Any], timeout_seconds: float) -> Any:
     if timeout_seconds <= 0:
         return function(*args, **kwargs)
     in_this_call = type("JobTimeoutException", (JobTimeoutException,), {})

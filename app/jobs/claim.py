@@ -1,22 +1,22 @@
-"""Taking jobs from the queues, as many as there are free slots, and starting them in one round trip."""
+"""Taking jobs from the queues, as many as there are free slots, and starting them, in one round trip."""
 
 import asyncio
 import logging
+import random
 import time
-from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
-import anyio
-from rq.exceptions import NoSuchJobError
-from rq.executions import Execution
-from rq.job import Job as RQJob
+from rq.defaults import RQ_KEY_PREFIX
 from rq.queue import Queue
+from rq.registry import StartedJobRegistry
 from rq.suspension import WORKERS_SUSPENDED
-from rq.utils import as_text, now
-from rq.worker import WorkerStatus
+from rq.utils import now, utcformat
+from rq.worker import DequeueStrategy
 
-from app.jobs.job import ABORT_FIELD
 from app.jobs.lua import CLAIM
+from app.jobs.lua_upkeep import DISOWN
 from app.jobs.running import Running
 from app.jobs.settle import MOST_AT_ONCE
 
@@ -25,13 +25,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("rq.worker")
 
-_BLOCK_SECONDS = 5.0
-_BLOCK_SECONDS_MANY_QUEUES = 0.5
+_BLOCK_SECONDS = 30.0
 _SUSPENDED_SECONDS = 1.0
-_LAST_ANSWER_SECONDS = 1.0
-
-Taken = tuple[str, bytes]
-"""(queue key, job id as it lay there: a foreign one may be anything)"""
+_MOST_UNSETTLED = 8 * MOST_AT_ONCE
+"""Endings that Redis has not taken yet; with more, nothing new is claimed."""
 
 
 class Claimer:
@@ -45,165 +42,170 @@ class Claimer:
         self._left = job_limit
         self._max_idle_seconds = max_idle_seconds
         self._busy_at = time.monotonic()
-        self._aborted: set[str] = set()
+        self._changed = asyncio.Event()
+        self._blocked: dict[str, asyncio.Task[None]] = {}  # queue key → the wait for its first job
+        self._claim_script = worker.redis.register_script(CLAIM)
+        self._disown_script = worker.redis.register_script(DISOWN)
+        self._next_queue = 0  # whose turn it is, with RQ's round robin
+        self._unanswered: list[str] = []  # execution ids of a claim whose answer was lost
 
-    async def claim_until_stopped(self) -> None:
+    def wake(self) -> None:
+        """Something has changed: a slot is free, a job has come, the worker is to stop."""
+        self._changed.set()
+
+    async def run(self) -> None:
         """Claim and start jobs until the worker is told to stop, the limit is reached, or a burst is over."""
-        stopped = asyncio.ensure_future(self._worker.stop_event.wait())
+        worker = self._worker
         try:
-            while not stopped.done():
-                if not await self._step(stopped):
+            while not worker.stop_event.is_set():
+                self._changed.clear()
+                if self._left is not None and self._left <= 0:
+                    return
+                free = self._free()
+                if free <= 0:
+                    await self._changed.wait()
+                    continue
+                claimed = await worker.until_redis_answers(partial(self._claim, free))
+                if claimed < free and not worker.stop_event.is_set() and not await self._wait_for_jobs():
                     return
         finally:
-            stopped.cancel()
-            await asyncio.gather(stopped, return_exceptions=True)
+            await self._unblock()
 
-    async def _step(self, stopped: "asyncio.Future[None]") -> bool:
-        """One round: claim what fits, or wait for something to happen; False when there is nothing more to do."""
+    def _free(self) -> int:
         worker = self._worker
-        free = min(worker.max_jobs - len(worker.running), MOST_AT_ONCE)
-        if self._left is not None:
-            free = min(free, self._left)
-            if self._left <= 0:
-                return False
-        if free <= 0:
-            await self._wait(stopped, self._slot_freed())
-            return True
-        taken = await self._until_answer(stopped, free)
-        if taken is None:
-            return True
-        if taken:
-            self._busy_at = time.monotonic()
-            await self._start(taken)
-            return True
-        return await self._idle(stopped)
+        if worker.executor.unsettled_count > _MOST_UNSETTLED:
+            return 0
+        free = min(worker.max_jobs - worker.executor.active_count, MOST_AT_ONCE)
+        return free if self._left is None else min(free, self._left)
 
-    async def _until_answer(self, stopped: "asyncio.Future[None]", free: int) -> list[Taken] | None:
-        claiming = asyncio.ensure_future(self._worker.until_redis_answers(lambda: self._take(free)))
-        await self._wait(stopped, claiming, grace_seconds=_LAST_ANSWER_SECONDS)
-        if not claiming.done() or claiming.cancelled():
-            return None
-        taken: list[Taken] = claiming.result()
-        return taken
-
-    async def _take(self, free: int) -> list[Taken]:
+    async def _claim(self, most: int) -> int:
+        """Start up to `most` jobs; how many were started."""
         worker = self._worker
-        keys = [WORKERS_SUSPENDED]
-        for queue in worker.queues:
-            keys += [queue.key, queue.intermediate_queue_key]
-        answer = await worker.redis.eval(CLAIM, len(keys), *keys, str(free))
-        if answer == [b"suspended"]:
-            await asyncio.sleep(_SUSPENDED_SECONDS)
-            return []
-        return [(as_text(queue_key), job_id) for queue_key, job_id in answer]
+        if self._unanswered:
+            back = await self._disown_script([worker.executions_key], [RQ_KEY_PREFIX, *self._unanswered])
+            logger.warning("Worker %s: a claim's answer was lost; %d jobs were put back", worker.name, back)
+            self._unanswered = []
+        queues = self._in_order()
+        keys = [WORKERS_SUSPENDED, worker.key, worker.executions_key]
+        for queue in queues:
+            keys += (queue.key, StartedJobRegistry.key_template.format(queue.name))
+        running = worker.executor.active_by_queue
+        share = "order" if worker.dequeue_strategy == DequeueStrategy.DEFAULT or len(queues) == 1 else "fair"
+        prefix = uuid4().hex[:24]
+        self._unanswered = [f"{prefix}{number:08x}" for number in range(most)]
+        answer = await self._claim_script(
+            keys,
+            [
+                RQ_KEY_PREFIX,
+                most,
+                worker.record_ttl,
+                worker.name,
+                utcformat(now()),
+                share,
+                *(running.get(queue.name, 0) for queue in queues),
+                *self._unanswered,
+            ],
+        )
+        self._unanswered = []
+        if answer[0] == b"suspended":
+            if self._burst:  # as RQ's worker, which would wait for ever
+                logger.info("Worker %s: suspended in burst mode, exiting", worker.name)
+                self._left = 0
+            else:
+                await asyncio.sleep(_SUSPENDED_SECONDS)
+            return most  # not idle: it is to be asked again
+        return self._start(answer, queues)
 
-    async def _idle(self, stopped: "asyncio.Future[None]") -> bool:
-        """Nothing waits: a burst is over once nothing runs; otherwise block until something comes."""
+    def _start(self, answer: list[Any], queues: list[Queue]) -> int:
         worker = self._worker
-        if self._burst:
-            if not worker.running:
-                return False
-            await self._wait(stopped, self._slot_freed())
-            return True
-        idle_seconds = 0.0 if worker.running else time.monotonic() - self._busy_at
-        if self._max_idle_seconds is not None and idle_seconds > self._max_idle_seconds:
-            return False
-        one = len(worker.queues) == 1
-        block = _BLOCK_SECONDS if one else _BLOCK_SECONDS_MANY_QUEUES
-        if self._max_idle_seconds is not None:
-            block = min(block, max(0.1, self._max_idle_seconds / 2))
-        await self._wait(stopped, asyncio.ensure_future(worker.until_redis_answers(lambda: self._block(block))))
-        return True
-
-    async def _block(self, seconds: float) -> None:
-        """Wait for the first queue, taking nothing: LMOVE of a list onto itself at the same end changes nothing."""
-        key = self._worker.queues[0].key
-        await self._worker.blocking_redis.execute_command("BLMOVE", key, key, "LEFT", "LEFT", seconds)
-
-    def _slot_freed(self) -> "asyncio.Future[Any]":
-        self._worker.slot_freed.clear()
-        return asyncio.ensure_future(self._worker.slot_freed.wait())
-
-    async def _wait(
-        self, stopped: "asyncio.Future[None]", happening: "asyncio.Future[Any]", *, grace_seconds: float = 0.0
-    ) -> None:
-        """Until it happens or the worker is told to stop, whichever is first.
-
-        What is under way when the stop comes has a second to end: an answer that is dropped would leave its
-        jobs stuck for a lease.
-        """
-        try:
-            await asyncio.wait({stopped, happening}, return_when=asyncio.FIRST_COMPLETED)
-            if grace_seconds:
-                await asyncio.wait({happening}, timeout=grace_seconds)
-        finally:
-            if not happening.done():
-                happening.cancel()
-                await asyncio.gather(happening, return_exceptions=True)
-
-    async def _start(self, taken: Sequence[Taken]) -> None:
-        worker = self._worker
-        with anyio.CancelScope(shield=True):  # claimed jobs are in our hands: start or give back, never drop
-            jobs = await worker.until_redis_answers(lambda: self._fetch(taken))
-            if not jobs:
-                return
-            started = await worker.until_redis_answers(lambda: self._register(jobs))
+        moment, lost, started = answer
+        for job_id in lost:
+            logger.warning("job %r cannot be read or is gone; it is dropped", job_id)
+        if not started:
+            return len(lost)
+        redis_time = float(moment)
+        worker.set_redis_time(redis_time)
+        for number, job_id, execution_id, flat in started:
+            worker.executor.start(
+                Running(
+                    queue_name=queues[number - 1].name,
+                    job_id=job_id.decode(),
+                    execution_id=execution_id.decode(),
+                    raw=dict(zip(flat[::2], flat[1::2], strict=True)),
+                    started=redis_time,
+                    worker_name=worker.name,
+                    connection=worker.connection,
+                    serializer=worker.serializer,
+                )
+            )
+        self._busy_at = time.monotonic()
+        self._next_queue = worker.queues.index(queues[started[-1][0] - 1]) + 1
         if self._left is not None:
             self._left -= len(started)
-        for running in started:
-            worker.start(running)
+        return len(started) + len(lost)
 
-    async def _fetch(self, taken: Sequence[Taken]) -> list[RQJob]:
-        """The jobs behind ids; what cannot be read is dropped from its list, and never ends the worker."""
+    def _in_order(self) -> list[Queue]:
         worker = self._worker
-        pipeline = worker.redis.pipeline(transaction=False)
-        for _, job_id in taken:
-            pipeline.hgetall(RQJob.redis_job_namespace_prefix.encode() + job_id)
-        answers = await pipeline.execute()
-        jobs: list[RQJob] = []
-        unreadable: list[Taken] = []
-        self._aborted.clear()
-        for (queue_key, job_id), raw in zip(taken, answers, strict=True):
-            job = self._restore(job_id, raw) if raw else None
-            if job is None:
-                unreadable.append((queue_key, job_id))
-                continue
-            jobs.append(job)
-            if raw.get(ABORT_FIELD.encode()):
-                self._aborted.add(job.id)
-        for queue_key, job_id in unreadable:
-            logger.warning("job %r cannot be read or is gone; it is dropped from %s", job_id, queue_key)
-            await worker.redis.execute_command("LREM", f"{queue_key}:intermediate", 1, job_id)
-        return jobs
+        if worker.dequeue_strategy == DequeueStrategy.RANDOM:
+            return random.sample(worker.queues, len(worker.queues))
+        if worker.dequeue_strategy == DequeueStrategy.ROUND_ROBIN:
+            turn = self._next_queue % len(worker.queues)
+            return worker.queues[turn:] + worker.queues[:turn]
+        return worker.queues
 
-    def _restore(self, job_id: bytes, raw: dict[bytes, bytes]) -> RQJob | None:
+    async def _wait_for_jobs(self) -> bool:
+        """The queues are empty: until a slot is free or a job has come; False when there is nothing more to do."""
+        worker = self._worker
+        if self._burst:
+            if (
+                worker.executor.active_count == 0
+                and worker.executor.unsettled_count == 0
+                and not await self._has_more()
+            ):
+                return False
+            if worker.executor.active_count or worker.executor.unsettled_count:
+                await self._changed.wait()
+            return True
+        self._block()
+        if self._max_idle_seconds is None:
+            await self._changed.wait()
+            return True
+        if worker.executor.active_count:
+            self._busy_at = time.monotonic()
+        left = self._max_idle_seconds - (time.monotonic() - self._busy_at)
+        if left <= 0:
+            return False
         try:
-            job = RQJob(job_id.decode(), connection=self._worker.connection, serializer=self._worker.serializer)
-            job.restore(raw)
-        except (ValueError, TypeError, KeyError, NoSuchJobError):
-            return None
-        return job
+            async with asyncio.timeout(left):
+                await self._changed.wait()
+        except TimeoutError:
+            pass
+        return True
 
-    async def _register(self, jobs: Sequence[RQJob]) -> list[Running]:
-        """Record the start of jobs as RQ does (`prepare_execution`, `prepare_job_execution`), in one round trip."""
+    async def _has_more(self) -> bool:
+        """Whether a burst has to wait for jobs that are due later, as arq's does."""
+        more: bool = await self._worker.burst_waits()
+        return more
+
+    def _block(self) -> None:
+        """Have the first job of each queue wake us, on one connection a queue: no polling."""
+        for queue in self._worker.queues:
+            task = self._blocked.get(queue.key)
+            if task is None or task.done():
+                self._blocked[queue.key] = asyncio.create_task(self._wake_by(queue.key))
+
+    async def _wake_by(self, key: str) -> None:
+        """Wait for a queue, taking nothing: LMOVE of a list onto itself at the same end changes nothing."""
         worker = self._worker
-        ttl = int(worker.lease_seconds) + 1
-        pipeline: Any = worker.redis.pipeline(transaction=True)
-        pipeline.hset(worker.key, "state", WorkerStatus.BUSY)
-        executions = []
-        for job in jobs:
-            execution = Execution.create(job, ttl, pipeline=pipeline, worker_name=worker.name)
-            job.heartbeat(now(), ttl, pipeline=pipeline)
-            job.prepare_for_execution(worker.name, pipeline=pipeline)
-            pipeline.persist(job.key)
-            pipeline.lrem(Queue.redis_queue_namespace_prefix + job.origin + ":intermediate", 1, job.id)
-            executions.append(execution)
-        for job in jobs:
-            pipeline.hincrby(job.key, "job_try", 1)
-        answers = await pipeline.execute()
-        started = []
-        for job, execution, tries in zip(jobs, executions, answers[-len(jobs) :], strict=True):
-            worker.executions[execution.id] = execution
-            job.started_at = now()
-            started.append(Running(job, execution, int(tries), is_stopped=job.id in self._aborted))
-        return started
+
+        async def block() -> Any:
+            return await worker.blocking_redis.execute_command("BLMOVE", key, key, "LEFT", "LEFT", _BLOCK_SECONDS)
+
+        while await worker.until_redis_answers(block) is None:
+            pass
+        self._changed.set()
+
+    async def _unblock(self) -> None:
+        for task in self._blocked.values():
+            task.cancel()
+        await asyncio.gather(*self._blocked.values(), return_exceptions=True)

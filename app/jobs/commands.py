@@ -41,12 +41,12 @@ def _obey(worker: "AsyncWorker", raw: bytes) -> None:
     if name == "shutdown":
         worker.request_shutdown()
     elif name in {"stop-job", "stop-execution", "kill-horse"}:
-        stopped = worker.stop_running(lambda running: _is_meant(running, name, command))
+        stopped = worker.executor.stop(lambda running: _is_meant(running, name, command))
         if not stopped:
             logger.warning("Worker %s: %s: no such job runs here", worker.name, name)
 
 
 def _is_meant(running: Running, name: str, command: dict[str, Any]) -> bool:
     if name == "stop-job":
-        return running.job.id == command.get("job_id")
-    return name == "kill-horse" or running.execution.id == command.get("execution_id")
+        return running.job_id == command.get("job_id")
+    return name == "kill-horse" or running.id == command.get("execution_id")

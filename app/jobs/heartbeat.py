@@ -2,15 +2,22 @@
 
 import logging
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from redis import Redis
 from redis.exceptions import RedisError
+from rq.defaults import RQ_KEY_PREFIX
+from rq.utils import now, utcformat
+
+from app.jobs.lua_upkeep import BEAT
 
 if TYPE_CHECKING:
+    from app.jobs.running import Running
     from app.jobs.worker import AsyncWorker
 
 logger = logging.getLogger("rq.worker")
+
+_MOST_AT_ONCE = 256
 
 
 class HeartbeatThread(threading.Thread):
@@ -20,6 +27,7 @@ class HeartbeatThread(threading.Thread):
         super().__init__(name=f"heartbeat of {worker.name}", daemon=True)
         self._worker = worker
         self._connection = connection
+        self._script = connection.register_script(BEAT)
         self._ended = threading.Event()
 
     def stop(self) -> None:
@@ -39,24 +47,26 @@ class HeartbeatThread(threading.Thread):
                 logger.exception("Worker %s: a heartbeat failed", self._worker.name)
 
     def _beat(self) -> None:
+        everything = list(self._worker.running.values())
+        if not self._beat_for(everything[:_MOST_AT_ONCE]):
+            self._worker.introduce_again()
+        for start in range(_MOST_AT_ONCE, len(everything), _MOST_AT_ONCE):
+            self._beat_for(everything[start : start + _MOST_AT_ONCE])
+
+    def _beat_for(self, executions: "list[Running]") -> bool:
+        """One round trip; whether Redis knows the worker."""
         worker = self._worker
-        executions = list(worker.executions.values())
-        ttl = worker.lease_seconds
-        with self._connection.pipeline(transaction=False) as pipeline:
-            pipeline.hget(worker.key, "birth")
-            worker.heartbeat(pipeline=pipeline)
-            first = len(pipeline)
-            for execution in executions:
-                registry = execution.job.started_job_registry
-                pipeline.zscore(registry.key, execution.composite_key)
-                pipeline.exists(execution.job.key)
-                execution.heartbeat(registry, int(ttl) + 1, pipeline=pipeline)
-            answers = pipeline.execute()
-        if answers[0] is None:
-            worker.report_forgotten()
-        each = (len(answers) - first) // len(executions) if executions else 0
-        for number, execution in enumerate(executions):
-            score, has_job = answers[first + number * each : first + number * each + 2]
-            # no entry and no job: Redis lost its memory, and nobody else runs it
-            if score is None and has_job:
-                worker.report_lost(execution.id)
+        worker.last_heartbeat = now()
+        arguments: list[Any] = [
+            RQ_KEY_PREFIX,
+            worker.record_ttl,
+            worker.worker_ttl + 60,
+            worker.name,
+            utcformat(worker.last_heartbeat),
+        ]
+        for running in executions:
+            arguments += (running.queue_name, running.job_id, running.id, running.started)
+        known, lost = self._script([worker.key, worker.executions_key], arguments)
+        for execution_id in lost:
+            worker.report_lost(execution_id.decode())
+        return bool(known)

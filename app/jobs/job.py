@@ -124,7 +124,7 @@ class Job:
             function=definition.function if definition else "",
             args=definition.args if definition else (),
             kwargs=definition.kwargs if definition else {},
-            job_try=definition.job_try if definition else None,
+            job_try=int(payload["job_try"]) if "job_try" in payload else None,
             enqueue_time=definition.enqueue_time if definition else None,
             score=None,
             job_id=self.job_id,
@@ -225,12 +225,12 @@ class Job:
         function = job.func_name or ""
         if function == TRAMPOLINE:
             function, args = args[0], args[1:]
-        tries = raw.get(b"job_try")
+        tries = int(raw.get(b"job_try") or 0)
         return JobDef(
             function=function,
             args=args,
             kwargs=kwargs,
-            job_try=int(tries) if tries else None,
+            job_try=tries + 1 if tries or raw.get(b"status") == b"started" else None,
             enqueue_time=job.enqueued_at,
             score=score,
             job_id=from_rq_id(self._rq_id),

@@ -1,60 +1,216 @@
-"""Redis scripts of the worker: what must not be torn apart. Nothing newer than Redis 6.2."""
+"""Redis scripts: what must not be torn apart, for up to 64 jobs in one call. Nothing newer than Redis 6.2.
 
-CLAIM = """
--- KEYS[1] rq:suspended; then pairs: queue, its intermediate list.  ARGV[1] most ids
--- As rq.queue.Queue.lmove, for many ids and several queues in one step.
+Every time that decides something (a lease, a due job, an expiry) is read from Redis' own clock, so workers whose
+clocks disagree still agree. Layout: RQ 3.0's; each script names the RQ code whose writes it makes.
+"""
+
+PRELUDE = """
+local prefix = ARGV[1]
+local clock = redis.call('TIME')
+local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
+local function job_key(id) return prefix .. ':job:' .. id end
+local function wip_key(queue) return prefix .. ':wip:' .. queue end
+local function parts(member) return string.match(member, '^(.*):([^:]*)$') end
+local function forget_execution(id, execution)
+    redis.call('DEL', prefix .. ':execution:' .. id .. ':' .. execution)
+    redis.call('ZREM', prefix .. ':executions:' .. id, execution)
+end
+local function run_again(id, queue)
+    redis.call('HSET', job_key(id), 'status', 'queued', 'worker_name', '')
+    redis.call('LPUSH', prefix .. ':queue:' .. queue, id)
+end
+"""
+
+CLAIM = (
+    PRELUDE
+    + """
+-- KEYS rq:suspended, worker, its executions; then pairs: queue, its wip registry
+-- ARGV prefix, most jobs, lease (s), worker name, time as RQ writes it, share ('order' or 'fair'),
+--      for each queue how many of its jobs run here, then as many execution ids as there may be jobs
+-- As rq.worker: prepare_execution and prepare_job_execution. Fair: the queue with the fewest running is next.
+-- Answer: time, ids that lead nowhere, {queue's number, job id, execution id, hash} for each job
 if redis.call('EXISTS', KEYS[1]) == 1 then return {'suspended'} end
-local limit, taken = tonumber(ARGV[1]), {}
-for place = 2, #KEYS, 2 do
-    while #taken < limit do
-        local id = redis.call('LMOVE', KEYS[place], KEYS[place + 1], 'LEFT', 'RIGHT')
-        if not id then break end
-        taken[#taken + 1] = {KEYS[place], id}
-    end
-end
-return taken
-"""
+local most, lease, worker, moment = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], ARGV[5]
+local queues = (#KEYS - 3) / 2
+local started, lost, members, wip = {}, {}, {}, {}
+for number = 1, queues do wip[number] = {} end
 
-MOVE_DUE = """
--- KEYS scheduled registry, queue, rq:queues.  ARGV now, most ids, enqueued_at, job key prefix
--- As rq.scheduler.RQScheduler.enqueue_scheduled_jobs; ZREM decides between rivals.
-local moved = 0
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'LIMIT', 0, ARGV[2])) do
-    if redis.call('ZREM', KEYS[1], id) == 1 and redis.call('EXISTS', ARGV[4] .. id) == 1 then
-        redis.call('HSET', ARGV[4] .. id, 'status', 'queued', 'enqueued_at', ARGV[3])
-        redis.call('RPUSH', KEYS[2], id)
-        redis.call('SADD', KEYS[3], KEYS[2])
-        moved = moved + 1
+local function start(number, id)
+    local key = job_key(id)
+    local hash = redis.pcall('HGETALL', key)
+    if hash.err or #hash == 0 or not string.find(id, '^[%w_-]+$') then
+        lost[#lost + 1] = id
+        return
     end
+    local execution = ARGV[6 + queues + #started + 1]
+    local member = id .. ':' .. execution
+    redis.call('HSET', key, 'status', 'started', 'started_at', moment, 'last_heartbeat', moment,
+        'worker_name', worker)
+    redis.call('PERSIST', key)
+    local record, all = prefix .. ':execution:' .. member, prefix .. ':executions:' .. id
+    redis.call('HSET', record, 'id', execution, 'job_id', id, 'created_at', now, 'last_heartbeat', now,
+        'worker_name', worker)
+    redis.call('EXPIRE', record, lease)
+    redis.call('ZADD', all, now + lease + 60, execution)
+    redis.call('EXPIRE', all, lease + 60)
+    local here = wip[number]
+    here[#here + 1] = now + lease
+    here[#here + 1] = member
+    members[#members + 1] = member
+    started[#started + 1] = {number, id, execution, hash}
 end
-return moved
-"""
 
-TAKE_BACK = """
--- KEYS wip registry, queue.  ARGV now, most crashes, prefix of rq's keys
--- Jobs whose worker has not been heard of run again, at the front; rq.registry.StartedJobRegistry.cleanup
--- would fail them. The answer: ids taken back, then how many crashed too often (left for RQ to fail).
-local back, poison = {}, 0
-for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'LIMIT', 0, 100)) do
-    local id, execution = string.match(member, '^(.*):(.*)$')
-    local job = ARGV[3] .. ':job:' .. (id or member)
-    if id and redis.call('HGET', job, 'status') == 'started' then
-        if redis.call('HINCRBY', job, 'crashes', 1) >= tonumber(ARGV[2]) then
-            poison = poison + 1
+local function queue_key(number) return KEYS[2 + 2 * number] end
+if ARGV[6] == 'fair' then
+    local running, empty = {}, {}
+    for number = 1, queues do running[number] = tonumber(ARGV[6 + number]) end
+    while #started < most do
+        local next_one = nil
+        for number = 1, queues do
+            if not empty[number] and (not next_one or running[number] < running[next_one]) then
+                next_one = number
+            end
+        end
+        if not next_one then break end
+        local id = redis.call('LPOP', queue_key(next_one))
+        if id then
+            start(next_one, id)
+            running[next_one] = running[next_one] + 1
         else
-            redis.call('ZREM', KEYS[1], member)
-            redis.call('DEL', ARGV[3] .. ':execution:' .. member)
-            redis.call('ZREM', ARGV[3] .. ':executions:' .. id, execution)
-            redis.call('HSET', job, 'status', 'queued', 'worker_name', '')
-            redis.call('LPUSH', KEYS[2], id)
-            back[#back + 1] = id
+            empty[next_one] = true
+        end
+    end
+else
+    for number = 1, queues do
+        while #started < most do
+            local ids = redis.call('LPOP', queue_key(number), most - #started)
+            if not ids or #ids == 0 then break end
+            for _, id in ipairs(ids) do start(number, id) end
+        end
+    end
+end
+if #started > 0 then
+    for number = 1, queues do
+        if #wip[number] > 0 then redis.call('ZADD', KEYS[3 + 2 * number], unpack(wip[number])) end
+    end
+    redis.call('SADD', KEYS[3], unpack(members))
+    redis.call('EXPIRE', KEYS[3], lease + 60)
+    redis.call('HSET', KEYS[2], 'state', 'busy')
+end
+return {tostring(now), lost, started}
+"""
+)
+
+SETTLE = (
+    PRELUDE
+    + """
+-- KEYS worker, its executions.  ARGV prefix, '1' if the worker is idle afterwards; then for each job
+--      kind, id, execution id, queue, start and end (unix s), end as RQ writes it, tries, delay (s), result type,
+--      return value, traceback, ttl of the job, ttl of its results ('' none), numbers of further result fields and
+--      job fields, those fields
+-- kinds: finished, failed, stopped; again (after a delay), back (to the front: nothing happened)
+-- As rq.worker: handle_job_success, handle_job_failure; again and back are arq's.
+-- Answer: {number, 'late'} where another run has the job by now, {number, 'rq'} where only RQ's own code can settle
+local answer, gone, totals, seconds, at = {}, {}, {finished = 0, failed = 0}, 0, 3
+
+local function write_result(id, worker_name, first, last)
+    local fields = {'type', ARGV[at + 9], 'worker_name', worker_name}
+    local function add(name, value)
+        if value ~= '' then
+            fields[#fields + 1] = name
+            fields[#fields + 1] = value
+        end
+    end
+    add('exc_string', ARGV[at + 11])
+    add('return_value', ARGV[at + 10])
+    add('execution_id', ARGV[at + 2])
+    add('execution_started_at', ARGV[at + 4])
+    add('execution_ended_at', ARGV[at + 5])
+    for place = first, last do fields[#fields + 1] = ARGV[place] end
+    local key, ttl = prefix .. ':results:' .. id, ARGV[at + 13]
+    redis.call('XADD', key, 'MAXLEN', '~', 10, '*', unpack(fields))
+    if ttl == '-1' then redis.call('PERSIST', key) elseif ttl ~= '' then redis.call('EXPIRE', key, ttl) end
+end
+
+local function register(registry, id, forever)
+    local ttl, key = tonumber(ARGV[at + 12]), job_key(id)
+    local score = now + ttl
+    if ttl == 0 then
+        redis.call('DEL', key, prefix .. ':results:' .. id, prefix .. ':job::' .. id .. ':dependencies')
+        return
+    end
+    if ttl > 0 then
+        redis.call('EXPIRE', key, ttl)
+        redis.call('EXPIRE', prefix .. ':job::' .. id .. ':dependencies', ttl)
+    else
+        score = ttl == -1 and forever or ttl
+    end
+    redis.call('ZADD', registry, score, id)
+end
+
+local function settle(number, first, last, fields)
+    local kind, id, execution, queue = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
+    local member = id .. ':' .. execution
+    local over = kind == 'finished' or kind == 'failed' or kind == 'stopped'
+    if over and redis.call('EXISTS', job_key(id) .. ':dependents') == 1 then
+        answer[#answer + 1] = {number, 'rq'}
+        return
+    end
+    gone[#gone + 1] = member
+    forget_execution(id, execution)
+    if redis.call('ZREM', wip_key(queue), member) == 0 then
+        answer[#answer + 1] = {number, 'late'}
+        return
+    end
+    if redis.call('EXISTS', job_key(id)) == 0 then return end
+    if kind == 'back' then
+        redis.call('HSET', job_key(id), 'job_try', ARGV[at + 7])
+        run_again(id, queue)
+        return
+    end
+    local total = kind == 'finished' and 'finished' or 'failed'
+    totals[total] = totals[total] + 1
+    seconds = seconds + tonumber(ARGV[at + 5]) - tonumber(ARGV[at + 4])
+    if kind == 'again' then
+        redis.call('HSET', job_key(id), 'job_try', ARGV[at + 7], 'number_of_retries', ARGV[at + 7],
+            'worker_name', '', unpack(fields))
+        if tonumber(ARGV[at + 8]) > 0 then
+            redis.call('HSET', job_key(id), 'status', 'scheduled')
+            redis.call('ZADD', prefix .. ':scheduled:' .. queue, now + tonumber(ARGV[at + 8]), id)
+        else
+            run_again(id, queue)
         end
     else
-        redis.call('ZREM', KEYS[1], member)
+        redis.call('HSET', job_key(id), 'status', kind, 'ended_at', ARGV[at + 6], 'last_heartbeat', ARGV[at + 6],
+            unpack(fields))
+        if kind == 'finished' then
+            register(prefix .. ':finished:' .. queue, id, '+inf')
+        else
+            register(prefix .. ':failed:' .. queue, id, -1)
+        end
+    end
+    if kind == 'again' or ARGV[at + 12] ~= '0' then
+        write_result(id, string.sub(KEYS[1], #prefix + 9), first, last)
     end
 end
-return {back, poison}
+
+local number = 1
+while at <= #ARGV do
+    local first = at + 16
+    local last = first + 2 * tonumber(ARGV[at + 14]) - 1
+    local fields, after = {}, last + 2 * tonumber(ARGV[at + 15])
+    for place = last + 1, after do fields[#fields + 1] = ARGV[place] end
+    settle(number, first, last, fields)
+    at, number = after + 1, number + 1
+end
+if #gone > 0 then redis.call('SREM', KEYS[2], unpack(gone)) end
+if totals.finished > 0 then redis.call('HINCRBY', KEYS[1], 'successful_job_count', totals.finished) end
+if totals.failed > 0 then redis.call('HINCRBY', KEYS[1], 'failed_job_count', totals.failed) end
+if seconds > 0 then redis.call('HINCRBYFLOAT', KEYS[1], 'total_working_time', string.format('%.6f', seconds)) end
+if ARGV[2] == '1' then redis.call('HSET', KEYS[1], 'state', 'idle') end
+return answer
 """
+)
 
 FORGET_SETTLED = """
 -- KEYS job, results, finished, failed and canceled registries.  ARGV job id
@@ -66,17 +222,4 @@ if status == 'finished' or status == 'failed' or status == 'stopped' or status =
     return 1
 end
 return 0
-"""
-
-UNSTICK = """
--- KEYS intermediate list, queue.  ARGV ids that lay there for too long
--- As rq.intermediate_queue.IntermediateQueue.cleanup, but the job runs instead of failing.
-local back = 0
-for _, id in ipairs(ARGV) do
-    if redis.call('LREM', KEYS[1], 1, id) > 0 then
-        redis.call('LPUSH', KEYS[2], id)
-        back = back + 1
-    end
-end
-return back
 """

@@ -1,15 +1,20 @@
-"""A job that runs, and how it ended."""
+"""A claimed job: RQ's execution record, the job's hash as it was read, its task, and how it ended."""
 
 import asyncio
 import traceback
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
 from rq import Retry as RQRetry
 from rq.executions import Execution
 from rq.job import Job as RQJob
+from rq.serializers import Serializer
+from rq.utils import utcformat
 
-from app.jobs.values import JobExecutionFailed, Retry
+if TYPE_CHECKING:
+    from app.jobs.calls import Call
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,51 +55,105 @@ class GivenBack:
 
 Ending = Succeeded | Errored | AskedAgain | Stopped | GivenBack
 
+_RQS_BUSINESS = (
+    b"success_callback_name",
+    b"failure_callback_name",
+    b"stopped_callback_name",
+    b"webhooks",
+    b"repeats_left",
+    b"rate_limit_key",
+)
+"""A job that has one of these is settled by RQ's own code."""
 
-@dataclass(slots=True)
-class Running:
-    """A job in work."""
 
-    job: RQJob
-    execution: Execution
-    job_try: int
-    task: "asyncio.Task[Any] | None" = None
-    is_stopped: bool = False
-    is_lost: bool = field(default=False)
+class LazyJob(RQJob):
+    """RQ's job, read from its hash when somebody first looks: most functions never ask for it."""
+
+    def __init__(self, running: "Running") -> None:
+        self.__dict__["_unread"] = running
+
+    def __getattr__(self, name: str) -> Any:
+        if "_unread" not in self.__dict__:
+            raise AttributeError(name)
+        self._read()
+        return getattr(self, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if "_unread" in self.__dict__:
+            self._read()
+        super().__setattr__(name, value)
+
+    @property
+    def is_read(self) -> bool:
+        """Whether somebody has looked, and may have changed it."""
+        return "_unread" not in self.__dict__
+
+    def _read(self) -> None:
+        running: Running = self.__dict__.pop("_unread")
+        super().__init__(running.job_id, connection=running.connection, serializer=running.serializer)
+        moment = utcformat(running.created_at).encode()
+        now_so = {
+            b"status": b"started",
+            b"started_at": moment,
+            b"last_heartbeat": moment,
+            b"worker_name": running.worker_name.encode(),
+        }
+        self.restore({**running.raw, **now_so})
+
+
+class Running(Execution):
+    """A job in work; passes for RQ's execution record of it."""
+
+    def __init__(  # not the superclass's: it would read the clock twice
+        self,
+        *,
+        queue_name: str,
+        job_id: str,
+        execution_id: str,
+        raw: Mapping[bytes, bytes],
+        started: float,
+        worker_name: str,
+        connection: Any,
+        serializer: Serializer,
+    ) -> None:
+        """`started` is Redis' time of the claim in unix seconds, `raw` the job's hash just before."""
+        self.id = execution_id
+        self.job_id = job_id
+        self.connection = connection
+        self.worker_name = worker_name
+        self.created_at = self.last_heartbeat = datetime.fromtimestamp(started, UTC)
+        self._job = LazyJob(self)
+        self.queue_name = queue_name
+        self.raw = raw
+        self.started = started
+        self.serializer = serializer
+        self.job_try = int(raw.get(b"job_try") or 0) + 1
+        self.call: Call | None = None
+        self.is_arqs = False  # enqueued by arq's API: its rules apply
+        self.ctx: dict[str, Any] | None = None
+        self.task: asyncio.Task[Any] | None = None
+        self.is_stopped = False
+        self.is_lost = False
+        self.is_given_back = False
+        self.is_refused = False
 
     def cancel(self) -> None:
-        """Cancel the task, if it has begun."""
+        """Cancel the task, if it has begun and not ended."""
         if self.task is not None:
             self.task.cancel()
 
-    def ending(self, *, max_tries: int) -> Ending | None:
-        """How the finished task ended; None if its records are somebody else's by now."""
-        if self.task is None or self.is_lost:
-            return None
-        if self.is_stopped:
-            return Stopped()
-        if self.task.cancelled():
-            return GivenBack()
-        error = self.task.exception()
-        if isinstance(error, Retry):
-            if self.job_try >= max_tries:
-                return Errored(JobExecutionFailed(f"max {max_tries} retries exceeded"))
-            return AskedAgain(error.defer_seconds)
-        return Succeeded(self.task.result()) if error is None else Errored(error)
+    def whole(self, name: bytes) -> int | None:
+        """A number of the job's hash; None if it is not there."""
+        value = self.raw.get(name)
+        return int(value) if value else None
 
     def needs_rq(self, ending: Ending) -> bool:
         """Whether the job uses what only RQ's own (blocking) code settles."""
-        job = self.job
-        if isinstance(ending, GivenBack | AskedAgain):
+        if isinstance(ending, GivenBack | AskedAgain) or self.is_refused:
             return False
-        return bool(
-            job._success_callback_name  # noqa: SLF001 - the properties would import the callbacks
-            or job._failure_callback_name  # noqa: SLF001 - likewise
-            or job._stopped_callback_name  # noqa: SLF001 - likewise
-            or job.webhooks
-            or job.repeats_left
-            or job.rate_limit_key
-            or (job.retries_left and isinstance(ending, Errored))
-            or (isinstance(ending, Succeeded) and isinstance(ending.value, RQRetry))
-            or (isinstance(ending, Succeeded) and job.result_ttl == 0)
-        )
+        raw = self.raw
+        if any(map(raw.get, _RQS_BUSINESS)):
+            return True
+        if isinstance(ending, Succeeded):
+            return isinstance(ending.value, RQRetry)
+        return isinstance(ending, Errored) and bool(self.whole(b"retries_left")) and not self.is_arqs

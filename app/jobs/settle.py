@@ -1,25 +1,25 @@
-"""Writing down how jobs ended: the plain ones in batches, one round trip each; the rest by RQ's own code.
-
-What is buffered is what `rq.worker.base.BaseWorker.handle_job_success` and `handle_job_failure` buffer, by the same
-RQ methods.
-"""
+"""Writing down how jobs ended: in batches by one script, or, for what that does not know, by RQ's own code."""
 
 import asyncio
 import logging
+import pickle
+import zlib
+from base64 import b64encode
+from collections import deque
 from collections.abc import Sequence
-from datetime import timedelta
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
-from rq.defaults import DEFAULT_FAILURE_TTL
-from rq.job import JobStatus as RQStatus
+from rq.defaults import DEFAULT_FAILURE_TTL, RQ_KEY_PREFIX, UNSERIALIZABLE_RETURN_VALUE_PAYLOAD
 from rq.job_lifecycle import format_exc_info
-from rq.queue import Queue
-from rq.registry import ScheduledJobRegistry
 from rq.results import Result
-from rq.utils import now
 
+from app.jobs.lua import SETTLE
 from app.jobs.running import AskedAgain, Ending, Errored, GivenBack, Running, Stopped, Succeeded
+from app.jobs.values import SerializationError
 
 if TYPE_CHECKING:
     from app.jobs.worker import AsyncWorker
@@ -29,8 +29,25 @@ logger = logging.getLogger("rq.worker")
 MOST_AT_ONCE = 64
 """Larger batches hold Redis for milliseconds (JOBS.md 9)."""
 _STOPPED_TEXT = "Job stopped by user, work-horse terminated."
+_KINDS = {Succeeded: "finished", Errored: "failed", Stopped: "stopped", AskedAgain: "again", GivenBack: "back"}
+_TYPES = {
+    Succeeded: Result.Type.SUCCESSFUL.value,
+    Errored: Result.Type.FAILED.value,
+    Stopped: Result.Type.FAILED.value,
+    AskedAgain: Result.Type.RETRIED.value,
+    GivenBack: Result.Type.RETRIED.value,
+}
+_OURS = frozenset({"status", "ended_at", "last_heartbeat"})
+"""Fields of the job's hash that the script writes itself."""
 
-Settlement = tuple[Running, Ending]
+
+@dataclass(slots=True)
+class Settlement:
+    """An ending on its way to Redis; `ended` in unix seconds by Redis' clock."""
+
+    running: Running
+    ending: Ending
+    ended: float
 
 
 class Settler:
@@ -38,137 +55,191 @@ class Settler:
 
     def __init__(self, worker: "AsyncWorker") -> None:
         self._worker = worker
-        self._endings: asyncio.Queue[Settlement] = asyncio.Queue()
+        self._script = worker.redis.register_script(SETTLE)
+        self._waiting: deque[Settlement] = deque()
+        self._some = asyncio.Event()
         self._rq_code = asyncio.Lock()  # RQ keeps the stopped job in one slot of the worker
+
+    def __len__(self) -> int:
+        return len(self._waiting)
 
     def put(self, running: Running, ending: Ending) -> None:
         """Have an ending written down."""
-        self._endings.put_nowait((running, ending))
+        self._waiting.append(Settlement(running, ending, self._worker.redis_time()))
+        self._some.set()
 
     async def run(self) -> None:
         """Settle until cancelled; what Redis does not take now is tried again until it does."""
         while True:
-            batch = [await self._endings.get()]
-            while len(batch) < MOST_AT_ONCE and not self._endings.empty():
-                batch.append(self._endings.get_nowait())
-            await self._write(batch)
-            for running, _ in batch:
-                self._worker.forget(running)
+            await self._some.wait()
+            batch = [self._waiting.popleft() for _ in range(min(MOST_AT_ONCE, len(self._waiting)))]
+            if not self._waiting:
+                self._some.clear()
+            plain = [each for each in batch if not self._needs_rq(each)]
+            for each in plain:
+                each.ending = self._serializable(each)
+            late: set[str] = set()
+            if plain:
+                late = await self._settle_plain(plain)
+            for each in batch:
+                if self._needs_rq(each):
+                    await self._worker.until_redis_answers(partial(self._in_thread, each))
+            await self._worker.executor.settled(batch, late)
 
-    async def _write(self, batch: Sequence[Settlement]) -> None:
-        await self._worker.until_redis_answers(lambda: self._settle(batch))
+    def _needs_rq(self, settlement: Settlement) -> bool:
+        running, ending = settlement.running, settlement.ending
+        if running.needs_rq(ending):
+            return True
+        if isinstance(ending, Errored) and not running.is_refused and self._worker.has_own_failure_rules:
+            return True
+        return self._ttls(running, ending)[0] == 0 and not running.is_arqs and _is_over(ending)
 
-    async def _settle(self, batch: Sequence[Settlement]) -> None:
-        ours = await self._still_ours(batch)
-        plain = [each for each in ours if not each[0].needs_rq(each[1])]
-        if plain:
-            await self._settle_plain(plain)
-        for running, ending in ours:
-            if running.needs_rq(ending):
-                async with self._rq_code:
-                    await asyncio.to_thread(self._settle_by_rq, running, ending)
+    async def _settle_plain(self, batch: Sequence[Settlement]) -> set[str]:
+        """One round trip; the execution ids whose records are somebody else's by now."""
+        worker = self._worker
+        is_idle = worker.executor.active_count == 0 and not self._waiting
+        arguments: list[Any] = [RQ_KEY_PREFIX, "1" if is_idle else "0"]
+        for each in batch:
+            arguments += self._record(each)
+        attempts = 0
 
-    async def _still_ours(self, batch: Sequence[Settlement]) -> list[Settlement]:
-        """Those whose execution is still registered: a late finisher must not overwrite a newer run."""
-        pipeline = self._worker.redis.pipeline(transaction=False)
-        for running, _ in batch:
-            pipeline.zscore(running.job.started_job_registry.key, running.execution.composite_key)
-        scores = await pipeline.execute()
-        for (running, _), score in zip(batch, scores, strict=True):
-            if score is None:
-                logger.warning("job %s ended, but its execution is no longer registered", running.job.id)
-        return [each for each, score in zip(batch, scores, strict=True) if score is not None]
+        async def settle() -> list[list[Any]]:
+            nonlocal attempts
+            attempts += 1
+            answer: list[list[Any]] = await self._script([worker.key, worker.executions_key], arguments)
+            return answer
 
-    async def _settle_plain(self, batch: Sequence[Settlement]) -> None:
-        pipeline = self._worker.redis.pipeline(transaction=True)
-        for running, ending in batch:
-            self._buffer(running, ending, pipeline)
-        for running, _ in batch:
-            pipeline.exists(running.job.dependents_key)
-        answers = await pipeline.execute()
-        for (running, ending), has_dependents in zip(batch, answers[-len(batch) :], strict=True):
-            if has_dependents and not isinstance(ending, GivenBack | AskedAgain):
-                queue = self._worker.queue_of(running.job)
-                await asyncio.to_thread(queue.enqueue_dependents, running.job)
+        late = set()
+        for number, verdict in await worker.until_redis_answers(settle):
+            settlement = batch[number - 1]
+            if verdict == b"rq":
+                await worker.until_redis_answers(partial(self._in_thread, settlement))
+            elif attempts == 1:  # else it may be our own first attempt that wrote it
+                late.add(settlement.running.id)
+                logger.warning("job %s ended, but another run has it by now", settlement.running.job_id)
+        return late
 
-    def _buffer(self, running: Running, ending: Ending, pipeline: Any) -> None:
-        worker, job, execution = self._worker, running.job, running.execution
-        execution.delete(job=job, pipeline=pipeline)
-        if isinstance(ending, GivenBack):
-            pipeline.hset(job.key, mapping={"status": RQStatus.QUEUED, "worker_name": ""})
-            pipeline.lpush(Queue.redis_queue_namespace_prefix + job.origin, job.id)
-            return
-        job.ended_at = now()
-        duration = job.ended_at - (job.started_at or job.ended_at)
-        worker.increment_total_working_time(duration, pipeline)
+    def _record(self, settlement: Settlement) -> list[Any]:
+        running, ending, ended = settlement.running, settlement.ending, settlement.ended
+        kind = type(ending)
+        value = text = b""
         if isinstance(ending, Succeeded):
-            worker.increment_successful_job_count(pipeline)
-            self._buffer_success(running, ending, pipeline)
+            if ending.value is not None:
+                value = b64encode(self._dumps(running, ending.value))
+        elif isinstance(ending, Errored):
+            text = b64encode(zlib.compress(ending.exc_string.encode("utf-8", "replace")))
+        elif isinstance(ending, Stopped):
+            text = b64encode(zlib.compress(_STOPPED_TEXT.encode()))
+        ttl, stream_ttl = self._ttls(running, ending)
+        tries = running.job_try if kind is not GivenBack or running.task is not None else running.job_try - 1
+        result_fields = self._result_fields(running, ending)
+        job_fields = self._job_fields(running)
+        moment = datetime.fromtimestamp(ended, UTC).isoformat(timespec="microseconds")[:26] + "Z"
+        return [
+            _KINDS[kind],
+            running.job_id,
+            running.id,
+            running.queue_name,
+            running.started,
+            ended,
+            moment,
+            tries,
+            ending.delay_seconds if isinstance(ending, AskedAgain) else 0,
+            Result.Type.STOPPED.value if kind is Stopped and running.is_arqs else _TYPES[kind],
+            value,
+            text,
+            ttl,
+            "" if stream_ttl is None else stream_ttl,
+            len(result_fields) // 2,
+            len(job_fields) // 2,
+            *result_fields,
+            *job_fields,
+        ]
+
+    def _dumps(self, running: Running, value: Any) -> bytes:
+        try:
+            dumped: bytes = running.serializer.dumps(value)
+        except Exception:  # noqa: BLE001 - as rq.results.Result.serialize
+            dumped = running.serializer.dumps(UNSERIALIZABLE_RETURN_VALUE_PAYLOAD)
+        return dumped
+
+    def _serializable(self, settlement: Settlement) -> Ending:
+        """arq: a result that cannot be stored makes the job fail."""
+        running, ending = settlement.running, settlement.ending
+        if not isinstance(ending, Succeeded) or ending.value is None or not running.is_arqs:
+            return ending
+        try:
+            running.serializer.dumps(ending.value)
+        except Exception as exc:  # noqa: BLE001 - whatever the serializer raises
+            logger.warning("job %s: its result cannot be serialized: %s", running.job_id, exc)
+            return Errored(SerializationError("unable to serialize result"))
+        return ending
+
+    def _result_fields(self, running: Running, ending: Ending) -> list[Any]:
+        """Arq's fields beside RQ's: the try, and the exception itself where pickle is trusted anyway."""
+        if not running.is_arqs:
+            return []
+        fields: list[Any] = ["job_try", running.job_try]
+        if isinstance(ending, Errored) and self._worker.trusts_redis:
+            try:
+                fields += ["exception", b64encode(pickle.dumps(ending.error))]
+            except Exception as exc:  # noqa: BLE001 - an exception may hold anything; its traceback is kept
+                logger.debug("job %s: its exception cannot be pickled: %s", running.job_id, exc)
+        return fields
+
+    def _job_fields(self, running: Running) -> list[Any]:
+        """What the function may have changed in its job, which RQ saves too."""
+        job = running.job
+        if not job.is_read:  # type: ignore[attr-defined]  # a LazyJob
+            return []
+        fields: list[Any] = []
+        for name, value in job.to_dict(include_meta=False, include_result=False).items():
+            if name not in _OURS:
+                fields += (name, value)
+        return fields
+
+    def _ttls(self, running: Running, ending: Ending) -> tuple[int, int | None]:
+        """Seconds to keep the job and its results: -1 for ever; None leaves the results' life as it is, as RQ."""
+        own = self._worker.executor.keep_seconds(running)
+        if isinstance(ending, Succeeded):
+            stored = own if own is not None else running.whole(b"result_ttl")
+            ttl = self._worker.default_result_ttl if stored is None else stored
+            return ttl, ttl
+        stored = own if own is not None else running.whole(b"failure_ttl")
+        return (DEFAULT_FAILURE_TTL if stored is None else stored), stored
+
+    async def _in_thread(self, settlement: Settlement) -> None:
+        async with self._rq_code:
+            await asyncio.to_thread(self._settle_by_rq, settlement)
+
+    def _settle_by_rq(self, settlement: Settlement) -> None:
+        """RQ's own code: callbacks, webhooks, repeats, retries, rate limits, dependents, handlers of failures."""
+        worker, running, ending = self._worker, settlement.running, settlement.ending
+        job, queue = running.job, worker.queue_of(running)
+        if worker.connection.zscore(queue.started_job_registry.key, running.composite_key) is None:
+            logger.warning("job %s ended, but another run has it by now", job.id)
             return
-        worker.increment_failed_job_count(pipeline)
-        if isinstance(ending, AskedAgain):
-            self._buffer_retry(running, ending, pipeline)
-        else:
-            self._buffer_failure(running, ending, pipeline)
-
-    def _buffer_success(self, running: Running, ending: Succeeded, pipeline: Any) -> None:
-        job = running.job
-        job._result = ending.value  # noqa: SLF001 - as BaseWorker._finalize_success
-        job._status = RQStatus.FINISHED  # noqa: SLF001 - likewise
-        ttl = job.get_result_ttl(self._worker.default_result_ttl)
-        job._handle_success(ttl, pipeline=pipeline, **self._record(running))  # noqa: SLF001 - likewise
-        job.cleanup(ttl, pipeline=pipeline, remove_from_queue=False)
-
-    def _buffer_failure(self, running: Running, ending: Ending, pipeline: Any) -> None:
-        job = running.job
-        stopped = isinstance(ending, Stopped)
-        job.set_status(RQStatus.STOPPED if stopped else RQStatus.FAILED, pipeline=pipeline)
-        text = ending.exc_string if isinstance(ending, Errored) else _STOPPED_TEXT
-        if stopped:
-            ttl = DEFAULT_FAILURE_TTL if job.failure_ttl is None else job.failure_ttl
-            job.failed_job_registry.add(job, ttl=ttl, exc_string=text, pipeline=pipeline)
-            Result.create(
-                job, Result.Type.STOPPED, ttl=ttl, exc_string=text, pipeline=pipeline, **self._record(running)
-            )
-        else:
-            job._handle_failure(text, pipeline, **self._record(running))  # noqa: SLF001 - as RQ's worker
-
-    def _buffer_retry(self, running: Running, ending: AskedAgain, pipeline: Any) -> None:
-        job = running.job
-        job.number_of_retries = running.job_try
-        Result.create_retried(job, job.failure_ttl, None, pipeline=pipeline, **self._record(running))
-        due = now() + timedelta(seconds=ending.delay_seconds)
-        status = RQStatus.SCHEDULED if ending.delay_seconds > 0 else RQStatus.QUEUED
-        pipeline.hset(job.key, mapping={"status": status, "worker_name": "", "number_of_retries": running.job_try})
-        if status is RQStatus.SCHEDULED:
-            pipeline.zadd(ScheduledJobRegistry.key_template.format(job.origin), {job.id: due.timestamp()})
-        else:
-            pipeline.lpush(Queue.redis_queue_namespace_prefix + job.origin, job.id)
-
-    def _record(self, running: Running) -> dict[str, Any]:
-        return {
-            "worker_name": self._worker.name,
-            "execution_id": running.execution.id,
-            "execution_started_at": running.execution.created_at,
-            "execution_ended_at": running.job.ended_at,
-        }
-
-    def _settle_by_rq(self, running: Running, ending: Ending) -> None:
-        """RQ's own code, in a thread: callbacks, webhooks, repeats, retries, rate limits."""
-        worker, job, execution = self._worker, running.job, running.execution
-        queue = worker.queue_of(job)
+        if running.is_refused:  # what it asked for must not run now
+            job._success_callback_name = job._failure_callback_name = job._stopped_callback_name = None  # noqa: SLF001
+            job.webhooks = []
         try:
             if isinstance(ending, Succeeded):
-                worker._finalize_success(job, queue, execution, ending.value)  # noqa: SLF001 - RQ's own step
+                worker._finalize_success(job, queue, running, ending.value)  # noqa: SLF001 - RQ's own step
             elif isinstance(ending, Errored):
+                if running.is_arqs:
+                    job.retries_left = None  # arq runs again on Retry alone
                 info = (type(ending.error), ending.error, ending.error.__traceback__)
-                worker._finalize_failure(job, queue, execution, info)  # noqa: SLF001 - RQ's own step
+                worker._finalize_failure(job, queue, running, info)  # noqa: SLF001 - RQ's own step
             else:
-                job.ended_at = now()
+                job.ended_at = datetime.fromtimestamp(settlement.ended, UTC)
                 worker._stopped_job_id = job.id  # noqa: SLF001 - RQ's mark for handle_job_failure
-                worker._handle_stopped_job(job, queue, execution)  # noqa: SLF001 - RQ's own step
+                worker._handle_stopped_job(job, queue, running)  # noqa: SLF001 - RQ's own step
         except (RedisError, OSError):
             raise
         except Exception as exc:  # noqa: BLE001 - a callback of the user's: the job fails, as with RQ
             info = (type(exc), exc, exc.__traceback__)
-            worker.handle_job_failure(job, queue, exc_string=format_exc_info(info), execution=execution)
+            worker.handle_job_failure(job, queue, exc_string=format_exc_info(info), execution=running)
+
+
+def _is_over(ending: Ending) -> bool:
+    return not isinstance(ending, GivenBack | AskedAgain)

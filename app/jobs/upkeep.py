@@ -10,9 +10,12 @@ from rq.defaults import RQ_KEY_PREFIX
 from rq.job import Job as RQJob
 from rq.queue import Queue
 from rq.registry import ScheduledJobRegistry, StartedJobRegistry
-from rq.utils import now, utcformat
+from rq.scheduler import RQScheduler
+from rq.utils import as_text, now, parse_composite_key, utcformat
 
-from app.jobs.lua import MOVE_DUE, TAKE_BACK, UNSTICK
+from app.jobs.lua_upkeep import MOVE_DUE, TAKE_BACK, UNSTICK
+from app.jobs.running import Running
+from app.jobs.values import JobExecutionFailed
 
 if TYPE_CHECKING:
     from app.jobs.worker import AsyncWorker
@@ -21,7 +24,9 @@ logger = logging.getLogger("rq.worker")
 
 _MOST_AT_ONCE = 500
 _MOST_CRASHES = 3
-_DUE_SECONDS = 0.5
+_LOCK_MARK = "app.jobs.AsyncWorker"
+_LOCK_SECONDS = 61
+_SHORTEST_PAUSE_SECONDS = 0.001
 
 
 class Upkeep:
@@ -29,20 +34,28 @@ class Upkeep:
 
     def __init__(self, worker: "AsyncWorker") -> None:
         self._worker = worker
+        self._move_due_script = worker.redis.register_script(MOVE_DUE)
+        self._take_back_script = worker.redis.register_script(TAKE_BACK)
+        self._unstick_script = worker.redis.register_script(UNSTICK)
         # by intermediate list: when each id (bytes, it may be anything) was first seen there
         self._first_seen: dict[str, dict[bytes, float]] = {}
 
     async def run(self) -> None:
-        """Look for due jobs twice a second and for lost ones twice a lease, until cancelled."""
-        next_repair = 0.0
+        """Look for due jobs every `poll_seconds` and for lost ones twice a lease, until cancelled."""
+        worker = self._worker
+        next_repair = time.monotonic() + worker.lease_seconds / 2
+        await worker.until_redis_answers(self._repair)
         while True:
-            await self._worker.until_redis_answers(self._move_due)
+            pauses = [worker.poll_seconds, await worker.until_redis_answers(self.move_due)]
+            if worker.on_tick is not None:
+                pauses.append(await worker.on_tick())
             if time.monotonic() >= next_repair:
-                await self._worker.until_redis_answers(self._repair)
-                next_repair = time.monotonic() + self._worker.lease_seconds / 2
-            if self._worker.should_run_maintenance_tasks:
-                await self._worker.until_redis_answers(self._run_rqs_maintenance)
-            await asyncio.sleep(_DUE_SECONDS)
+                await worker.until_redis_answers(self._repair)
+                next_repair = time.monotonic() + worker.lease_seconds / 2
+            if worker.should_run_maintenance_tasks:
+                await worker.until_redis_answers(self._run_rqs_maintenance)
+            pause = min(each for each in pauses if each is not None)
+            await asyncio.sleep(max(pause, _SHORTEST_PAUSE_SECONDS))
 
     async def _run_rqs_maintenance(self) -> None:
         """RQ's own clean-ups, which raise on ids that are none; they must not end the worker."""
@@ -55,19 +68,17 @@ class Upkeep:
             # the next time is as far away as if it had not failed
             self._worker.last_cleaned_at = now()  # type: ignore[assignment]  # RQ types it None
 
-    async def _move_due(self) -> None:
+    async def move_due(self) -> float | None:
+        """Put jobs that are due into their queues; seconds until the next one is due, None if there is none."""
+        keys = [Queue.redis_queues_keys]
         for queue in self._worker.queues:
-            await self._worker.redis.eval(
-                MOVE_DUE,
-                3,
-                ScheduledJobRegistry.key_template.format(queue.name),
-                queue.key,
-                Queue.redis_queues_keys,
-                str(time.time()),
-                str(_MOST_AT_ONCE),
-                utcformat(now()),
-                RQJob.redis_job_namespace_prefix,
-            )
+            registry = ScheduledJobRegistry.key_template.format(queue.name)
+            keys += (registry, queue.key, RQScheduler.get_locking_key(queue.name))
+        arguments: list[Any] = [RQ_KEY_PREFIX, _MOST_AT_ONCE, utcformat(now()), _LOCK_MARK, _LOCK_SECONDS]
+        soonest, moved = await self._move_due_script(keys, arguments)
+        if moved == _MOST_AT_ONCE:
+            return 0.0
+        return float(soonest) if soonest else None
 
     async def _repair(self) -> None:
         for queue in self._worker.queues:
@@ -76,19 +87,38 @@ class Upkeep:
 
     async def _take_back(self, queue: Queue) -> None:
         registry = StartedJobRegistry.key_template.format(queue.name)
-        back, poison = await self._worker.redis.eval(
-            TAKE_BACK, 2, registry, queue.key, str(time.time()), str(_MOST_CRASHES), RQ_KEY_PREFIX
-        )
+        back, poison = await self._take_back_script([registry], [RQ_KEY_PREFIX, queue.name, _MOST_CRASHES])
         for job_id in back:
             logger.warning("job %r: its worker is lost; it runs again", job_id)
-        if poison:  # RQ's own clean-up fails what is left in the registry
-            await asyncio.to_thread(queue.started_job_registry.cleanup)
+        for member in poison:
+            await self._bury(queue, as_text(member))
+
+    async def _bury(self, queue: Queue, member: str) -> None:
+        """A job that has ended too many workers fails."""
+        worker = self._worker
+        job_id, execution_id = parse_composite_key(member)
+        raw: dict[bytes, bytes] = await worker.redis.execute_command(
+            "HGETALL", RQJob.redis_job_namespace_prefix + job_id
+        )
+        running = Running(
+            queue_name=queue.name,
+            job_id=job_id,
+            execution_id=execution_id,
+            raw=raw,
+            started=worker.redis_time(),
+            worker_name=worker.name,
+            connection=worker.connection,
+            serializer=worker.serializer,
+        )
+        reason = f"{_MOST_CRASHES} workers were lost while they ran this job; it is not tried again"
+        logger.error("job %s: %s", job_id, reason)
+        worker.executor.fail(running, JobExecutionFailed(reason))
 
     async def _unstick(self, queue: Queue) -> None:
-        """Ids between list and start for longer than a lease belong to a worker that died there."""
+        """Ids between list and start for longer than a lease belong to a stock worker that died there."""
         key = queue.intermediate_queue_key
         seen = self._first_seen.setdefault(key, {})
-        there: set[Any] = set(await self._worker.redis.lrange(key, 0, -1))
+        there: set[Any] = set(await self._worker.redis.execute_command("LRANGE", key, 0, -1))
         here = time.monotonic()
         for job_id in there:
             seen.setdefault(job_id, here)
@@ -96,5 +126,5 @@ class Upkeep:
             del seen[job_id]
         old = [job_id for job_id in there if here - seen[job_id] > self._worker.lease_seconds]
         if old:
-            await self._worker.redis.eval(UNSTICK, 2, key, queue.key, *old)
+            await self._unstick_script([key, queue.key], old)
             logger.warning("queue %s: %d jobs were stuck before their start; they run again", queue.name, len(old))

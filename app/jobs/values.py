@@ -1,9 +1,17 @@
 """The values and exceptions of arq's API (arq 0.28, `arq.jobs`, `arq.worker`), and RQ's view of a job."""
 
+import logging
+import os
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import Enum
+from functools import lru_cache
 from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+logger = logging.getLogger("app.jobs.values")
+
+_ZONE_VARIABLES = ("ARQ_TIMEZONE", "arq_timezone", "TIMEZONE", "timezone")
 
 
 class JobStatus(str, Enum):  # noqa: UP042 - arq's bases: str() of a member shows its class
@@ -18,7 +26,10 @@ class JobStatus(str, Enum):  # noqa: UP042 - arq's bases: str() of a member show
 
 @dataclass(frozen=True, slots=True)
 class JobDef:
-    """A job as it was enqueued; `score` is the time it is due, in ms since the epoch, or None."""
+    """A job as it was enqueued; `score` is the time it is due, in ms since the epoch, None once it is over.
+
+    `job_try` is None before the first run, or where `_job_try` was given, that.
+    """
 
     function: str
     args: tuple[Any, ...]
@@ -61,7 +72,7 @@ class SerializationError(RuntimeError):
     """Arguments or a result cannot be serialized."""
 
 
-class DeserializationError(RuntimeError):
+class DeserializationError(SerializationError):
     """What Redis holds of a job cannot be read with this serializer."""
 
 
@@ -76,14 +87,37 @@ class JobExecutionFailed(RuntimeError):
 
 
 class Retry(RuntimeError):
-    """Raise it in a job to run again after `defer` seconds; the run counts as a try."""
+    """Raise it in a job to run again after `defer` seconds; the run counts as a try.
+
+    `defer_score` is the delay in whole ms, None if none was given.
+    """
 
     def __init__(self, defer: float | timedelta | None = None) -> None:
         seconds = defer.total_seconds() if isinstance(defer, timedelta) else defer
         self.defer_seconds = float(seconds or 0)
-        super().__init__(f"<Retry defer {self.defer_seconds:0.2f}s>")
+        self.defer_score = None if seconds is None else round(seconds * 1000)
 
-    @property
-    def defer_score(self) -> int:
-        """The delay in milliseconds."""
-        return int(self.defer_seconds * 1000)
+    def __repr__(self) -> str:
+        return f"<Retry defer {(self.defer_score or 0) / 1000:0.2f}s>"
+
+    def __str__(self) -> str:
+        return repr(self)
+
+
+def displayed(moment: datetime) -> datetime:
+    """A moment in the zone that ARQ_TIMEZONE (or TIMEZONE, in either case) names, else in UTC."""
+    for variable in _ZONE_VARIABLES:
+        name = os.environ.get(variable)
+        zone = _zone(name) if name else None
+        if zone is not None:
+            return moment.astimezone(zone)
+    return moment.astimezone(UTC)
+
+
+@lru_cache
+def _zone(name: str) -> ZoneInfo | None:
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):  # a path, a folder: all mean that there is no such zone
+        logger.warning("unknown timezone: %r", name)
+        return None

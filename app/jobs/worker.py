@@ -1,12 +1,11 @@
 """`AsyncWorker`: an RQ worker with one event loop for its life and many jobs at once."""
 
 import asyncio
-import logging
 import os
 import random
 import signal
-import socket
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -15,48 +14,69 @@ import uvloop
 from redis import Redis
 from redis import asyncio as aioredis
 from redis.exceptions import RedisError
-from rq import worker_registration
-from rq.job import Job as RQJob
-from rq.queue import Queue
-from rq.timeouts import TimerDeathPenalty
-from rq.worker import DequeueStrategy, Worker, WorkerStatus
+from rq.logutils import setup_loghandlers
+from rq.registry import ScheduledJobRegistry
+from rq.utils import now
+from rq.worker import DequeueStrategy
 
-from app.jobs.calls import FunctionTable, JobFunction, call
+from app.jobs.calls import CallReader, FunctionTable, JobFunction
 from app.jobs.claim import Claimer
 from app.jobs.commands import listen
+from app.jobs.executor import Executor, Hook
+from app.jobs.functions import Function
 from app.jobs.heartbeat import HeartbeatThread
-from app.jobs.running import Running, Stopped
+from app.jobs.membership import RegisteredWorker
+from app.jobs.running import Running
+from app.jobs.serializers import may_unpickle
 from app.jobs.settings import RedisSettings, async_pool, settings_of, sync_client
 from app.jobs.settle import Settler
 from app.jobs.upkeep import Upkeep
 
-_DEFAULT_TIMEOUT_SECONDS = 300.0
 _LONGEST_PAUSE_SECONDS = 2.0
 _ANSWER_SECONDS = 10.0
 _SETTLE_SECONDS = 10.0
 """How long a shutdown waits for Redis to take the last endings; what it misses runs again after a lease."""
+_LAST_CLAIM_SECONDS = 1.0
+_SAME_SIGNAL_SECONDS = 1.0
+_MOST_BODY_BYTES = 16 * 1024 * 1024
+
+Tick = Callable[[], Awaitable[float | None]]
 
 
-class AsyncWorker(Worker):
+class AsyncWorker(RegisteredWorker):
     """RQ's worker for asyncio; `run` works inside a loop of yours, `work` (RQ's entry) in its own.
 
     Coroutine functions run as tasks, others in threads, each under its job's timeout. `functions` is an
-    allow-list; without it, whatever a job names is imported, as with RQ. `ctx` is what arq's functions get.
+    allow-list; without it, whatever a job names is imported, as with RQ. With a serializer other than pickle,
+    callbacks, webhooks, instances and bodies over `max_body_bytes` are refused: nothing that is read from Redis is
+    executed. The rest of the parameters are RQ's, and for jobs enqueued by arq's API arq's: `ctx`, `max_tries`,
+    `job_timeout`, `keep_result` (None: as the job says), `keep_result_forever`, `retry_jobs`, the hooks.
     """
 
-    death_penalty_class = TimerDeathPenalty  # RQ's code runs in threads here, where signals do not work
-
-    def __init__(  # noqa: PLR0913 - RQ's parameters and ours, by keyword
+    def __init__(  # noqa: PLR0913 - RQ's parameters, arq's and ours, by keyword
         self,
         queues: Any,
         name: str | None = None,
         *,
         connection: Redis | None = None,
         redis_settings: RedisSettings | None = None,
-        functions: list[JobFunction] | None = None,
+        functions: Sequence[Function | JobFunction] | None = None,
         ctx: dict[str, Any] | None = None,
+        redis_pool: aioredis.Redis | None = None,
         max_jobs: int = 10,
         max_tries: int = 5,
+        job_timeout: float = 300.0,
+        keep_result: float | None = None,
+        keep_result_forever: bool = False,
+        retry_jobs: bool = True,
+        allow_abort_jobs: bool = True,
+        on_job_start: Hook | None = None,
+        on_job_end: Hook | None = None,
+        after_job_end: Hook | None = None,
+        on_tick: Tick | None = None,
+        poll_seconds: float = 1.0,
+        burst_waits_for_deferred: bool = False,
+        max_body_bytes: int = _MOST_BODY_BYTES,
         lease_seconds: float = 60.0,
         shutdown_grace_seconds: float = 25.0,
         prepare_for_work: bool = True,
@@ -73,15 +93,27 @@ class AsyncWorker(Worker):
         if connection is None:  # RQ has raised it to seven minutes, for blocking pops that we do elsewhere
             own.connection_pool.connection_kwargs["socket_timeout"] = _ANSWER_SECONDS
         if prepare_for_work:
-            self.hostname, self.pid = socket.gethostname(), os.getpid()
-        self.max_jobs = max_jobs
-        self.max_tries = max_tries
-        self.lease_seconds = lease_seconds
-        self.shutdown_grace_seconds = shutdown_grace_seconds
-        self.ctx = ctx or {}
-        self.table = FunctionTable.of(functions)
-        self.running: dict[str, Running] = {}
-        self.started_count = 0
+            self.set_place()
+        self.max_jobs, self.max_tries, self.job_timeout = max_jobs, max_tries, job_timeout
+        self.keep_result, self.keep_result_forever = keep_result, keep_result_forever
+        self.retry_jobs, self.allow_abort_jobs = retry_jobs, allow_abort_jobs
+        self.on_job_start, self.on_job_end, self.after_job_end = on_job_start, on_job_end, after_job_end
+        self.on_tick, self.poll_seconds = on_tick, poll_seconds
+        self.burst_waits_for_deferred = burst_waits_for_deferred
+        self.lease_seconds, self.shutdown_grace_seconds = lease_seconds, shutdown_grace_seconds
+        self.ctx = {} if ctx is None else ctx
+        self.jobs_complete = self.jobs_failed = self.jobs_retried = 0
+        self.dequeue_strategy = DequeueStrategy.DEFAULT
+        self.is_cold = False
+        self.trusts_redis = may_unpickle(self.serializer)
+        self.reader = CallReader(FunctionTable(functions), None if self.trusts_redis else max_body_bytes)
+        self.executor = Executor(self)
+        self._redis_pool = redis_pool
+        self._clock = time.time() - time.monotonic()
+        self._claimer: Claimer | None = None
+        self._idle = asyncio.Event()
+        self._signalled_at = 0.0
+        self._broken_by: Exception | None = None
 
     async def run(
         self,
@@ -96,23 +128,28 @@ class AsyncWorker(Worker):
         Redis may be away at the start and at any time: jobs go on, and are settled once it is back. When
         `stop` is set nothing more is claimed, running jobs have `shutdown_grace_seconds`, and the rest is
         given back to the front of its queue.
+
+        Raises:
+            whatever a hook of arq's raised: it ends the worker.
         """
         self._loop = asyncio.get_running_loop()
         self.stop_event = stop or anyio.Event()
-        self.slot_freed = asyncio.Event()
+        before = self.executor.started_count
         stack = AsyncExitStack()
         try:
             await self._open(stack)
             if await self._register():
                 beats = HeartbeatThread(self, sync_client(self.redis_settings, socket_timeout=_ANSWER_SECONDS))
                 beats.start()
-                stack.push_async_callback(asyncio.to_thread, self._bury)
+                stack.push_async_callback(asyncio.to_thread, self.bury)
                 stack.push_async_callback(asyncio.to_thread, beats.stop)
                 await self._work_until_stopped(burst, job_limit, max_idle_seconds)
         finally:
             with anyio.CancelScope(shield=True):  # also when the caller's task group is being cancelled
                 await stack.aclose()
-        return self.started_count
+        if self._broken_by is not None:
+            raise self._broken_by
+        return self.executor.started_count - before
 
     async def _open(self, stack: AsyncExitStack) -> None:
         self.redis = aioredis.Redis.from_pool(async_pool(self.redis_settings, socket_timeout=_ANSWER_SECONDS))
@@ -120,7 +157,8 @@ class AsyncWorker(Worker):
         # blocking pops and subscriptions wait for longer than an answer may take
         self.blocking_redis = aioredis.Redis.from_pool(async_pool(self.redis_settings, socket_timeout=None))
         stack.push_async_callback(self.blocking_redis.aclose)
-        self._settler = Settler(self)
+        self.arq_redis = self._redis_pool or self.redis
+        self.settler = Settler(self)
 
     def work(  # noqa: PLR0917 - RQ's signature
         self,
@@ -134,15 +172,20 @@ class AsyncWorker(Worker):
         dequeue_strategy: DequeueStrategy = DequeueStrategy.DEFAULT,
     ) -> bool:
         """RQ's entry: set up logging and signals, run in a loop of our own; whether any job was started."""
-        del with_scheduler, dequeue_strategy
-        if logging_level is not None and not logging.getLogger("rq.worker").handlers:
-            logging.basicConfig(level=logging_level, format=log_format, datefmt=date_format)
+        del with_scheduler
+        for name in ("rq.worker", "rq.job"):
+            setup_loghandlers(logging_level, date_format, log_format, name=name)
+        if dequeue_strategy not in set(DequeueStrategy):
+            raise ValueError(f"Dequeue strategy {dequeue_strategy} is none of {[str(s) for s in DequeueStrategy]}")
+        self.dequeue_strategy = DequeueStrategy(dequeue_strategy)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return bool(runner.run(self._run_with_signals(burst, max_jobs, max_idle_time)))
 
     async def _run_with_signals(self, burst: bool, job_limit: int | None, max_idle: int | None) -> int:  # noqa: FBT001
         stop = anyio.Event()
         loop = asyncio.get_running_loop()
+        self.log.info("Worker %s: started with PID %d, %d jobs at once", self.name, os.getpid(), self.max_jobs)
+        self.log.info("*** Listening on %s...", ", ".join(self.queue_names()))
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_signal, stop)
         try:
@@ -152,10 +195,16 @@ class AsyncWorker(Worker):
                 loop.remove_signal_handler(number)
 
     def _on_signal(self, stop: anyio.Event) -> None:
-        """The first signal is a warm shutdown; a second one gives everything back at once."""
-        if stop.is_set():
-            self.cancel_all()
-        stop.set()
+        """The first signal is a warm shutdown; a second one, a second later, gives everything back at once."""
+        here = time.monotonic()
+        if stop.is_set() and here - self._signalled_at > _SAME_SIGNAL_SECONDS:
+            self.log.warning("Worker %s: cold shutdown", self.name)
+            self.is_cold = True
+            self.executor.give_back_all()
+        elif not stop.is_set():
+            self._signalled_at = here
+            self.log.info("Worker %s: warm shutdown requested", self.name)
+            self.request_shutdown()
 
     async def _work_until_stopped(
         self,
@@ -164,107 +213,90 @@ class AsyncWorker(Worker):
         max_idle_seconds: float | None,
     ) -> None:
         """Services and claiming in one group: a service that breaks ends the worker, loudly."""
+        self._claimer = Claimer(self, burst=burst, job_limit=job_limit, max_idle_seconds=max_idle_seconds)
+        upkeep = Upkeep(self)
         async with asyncio.TaskGroup() as group:
-            services = [
-                group.create_task(service) for service in (listen(self), Upkeep(self).run(), self._settler.run())
-            ]
+            if burst:
+                await self.until_redis_answers(upkeep.move_due)
+            services = [group.create_task(each) for each in (listen(self), upkeep.run(), self.settler.run())]
             try:
-                claimer = Claimer(self, burst=burst, job_limit=job_limit, max_idle_seconds=max_idle_seconds)
-                await claimer.claim_until_stopped()
+                await self._claim(group.create_task(self._claimer.run()))
                 await self._wind_down()
             finally:
-                self.cancel_all()
+                self.executor.give_back_all()
                 for service in services:
                     service.cancel()
 
+    async def _claim(self, claiming: "asyncio.Task[None]") -> None:
+        """Until the claimer ends or the worker is told to stop; a claim under way then has a second to end."""
+        stopped = asyncio.ensure_future(self.stop_event.wait())
+        try:
+            await asyncio.wait({claiming, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            self.wake()
+            await asyncio.wait({claiming}, timeout=_LAST_CLAIM_SECONDS)
+        finally:
+            for task in (claiming, stopped):
+                task.cancel()
+            await asyncio.wait({claiming, stopped})
+
     async def _wind_down(self) -> None:
         """Let running jobs finish within the grace, give the rest back, and settle them all."""
+        await asyncio.to_thread(self.note_shutdown)
         await self._wait_until_idle(self.shutdown_grace_seconds)
-        self.cancel_all()
+        self.executor.give_back_all()
         await self._wait_until_idle(_SETTLE_SECONDS)
 
     async def _wait_until_idle(self, seconds: float) -> None:
         with anyio.move_on_after(seconds):
-            while self.running:
-                self.slot_freed.clear()
-                await self.slot_freed.wait()
+            while self.executor.running:
+                self._idle.clear()
+                await self._idle.wait()
 
-    def start(self, running: Running) -> None:
-        """Run a claimed job as a task."""
-        job = running.job
-        self.running[running.execution.id] = running
-        if running.is_stopped:  # aborted while it waited: recorded, not run
-            self._settler.put(running, Stopped())
-            return
-        self.started_count += 1
-        running.task = asyncio.create_task(
-            call(
-                job,
-                self.table,
-                ctx={**self.ctx, "redis": self.redis},
-                job_try=running.job_try,
-                timeout_seconds=float(job.timeout or _DEFAULT_TIMEOUT_SECONDS),
-            ),
-            name=f"job {job.id}",
-        )
-        running.task.add_done_callback(lambda _task: self._finished(running))
+    @property
+    def running(self) -> dict[str, Running]:
+        """Claimed jobs that are not settled yet, by execution id."""
+        return self.executor.running
 
-    def _finished(self, running: Running) -> None:
-        ending = running.ending(max_tries=self.max_tries)
-        if ending is None:
-            self.forget(running)
-        else:
-            self._settler.put(running, ending)
-
-    def forget(self, running: Running) -> None:
-        """A job is settled (or lost): its slot is free."""
-        self.executions.pop(running.execution.id, None)
-        self.running.pop(running.execution.id, None)
-        self.slot_freed.set()
-
-    def stop_running(self, is_meant: Callable[[Running], bool]) -> int:
-        """Stop the running jobs that are meant; how many. They end as stopped."""
-        meant = [running for running in self.running.values() if is_meant(running)]
-        for running in meant:
-            running.is_stopped = True
-            running.cancel()
-        return len(meant)
-
-    def cancel_all(self) -> None:
-        """Give every running job back."""
-        for running in self.running.values():
-            running.cancel()
+    def wake(self) -> None:
+        """A slot is free, a job is settled, or a shutdown was asked for."""
+        if self._claimer is not None:
+            self._claimer.wake()
+        self._idle.set()
 
     def request_shutdown(self) -> None:
-        """A warm shutdown, as RQ's command asks for."""
+        """A warm shutdown, as RQ's command and the first signal ask for."""
+        self._stop_requested = True
+        self._shutdown_requested_date = now()
         self.stop_event.set()
+
+    def end_with(self, error: Exception) -> None:
+        """Shut down, and have `run` raise an error."""
+        self._broken_by = self._broken_by or error
+        self.request_shutdown()
+
+    def redis_time(self) -> float:
+        """Unix seconds by Redis' clock, as far as the last answer tells."""
+        return self._clock + time.monotonic()
+
+    def set_redis_time(self, seconds: float) -> None:
+        """Redis has just told its time."""
+        self._clock = seconds - time.monotonic()
+
+    @property
+    def record_ttl(self) -> int:
+        """Seconds that an execution lives without a heartbeat."""
+        return int(self.lease_seconds) + 1
+
+    async def burst_waits(self) -> bool:
+        """Whether a burst waits for jobs that are due later, as arq's does."""
+        if not self.burst_waits_for_deferred:
+            return False
+        keys = [ScheduledJobRegistry.key_template.format(queue.name) for queue in self.queues]
+        return bool(await self.until_redis_answers(lambda: self.redis.exists(*keys)))
 
     def report_lost(self, execution_id: str) -> None:
         """From the heartbeat's thread: somebody took a running job away; its task is cancelled, unrecorded."""
-        self._loop.call_soon_threadsafe(self._lose, execution_id)
-
-    def report_forgotten(self) -> None:
-        """From the heartbeat's thread: Redis no longer knows this worker, so it is introduced again.
-
-        Not by `register_birth`, which refuses a name that is there: the beat has just made half a record.
-        """
-        self.log.warning("Worker %s: Redis has forgotten it; registering again", self.name)
-        with self.connection.pipeline() as pipeline:
-            pipeline.hset(self.key, mapping={**self.serialize(), "state": self.get_state()})
-            pipeline.expire(self.key, self.worker_ttl + 60)
-            worker_registration.register(self, pipeline)
-            pipeline.execute()
-
-    def _lose(self, execution_id: str) -> None:
-        running = self.running.get(execution_id)
-        if running is not None and running.task is not None and not running.task.done():
-            self.log.warning("job %s was taken away from worker %s", running.job.id, self.name)
-            running.is_lost = True
-            running.cancel()
-
-    def queue_of(self, job: RQJob) -> Queue:
-        """The queue that a job came from, on the sync connection."""
-        return Queue(job.origin, connection=self.connection, serializer=self.serializer)
+        self._loop.call_soon_threadsafe(self.executor.lose, execution_id)
 
     async def until_redis_answers(self, act: Callable[[], Awaitable[Any]]) -> Any:
         """Do `act`, again and again with a growing pause while Redis is away."""
@@ -282,13 +314,7 @@ class AsyncWorker(Worker):
 
     async def _register(self) -> bool:
         """Make this worker known; False if it was told to stop before Redis answered."""
-
-        def introduce() -> None:
-            self._set_ip_address(self.connection)
-            self.register_birth()
-            self.set_state(WorkerStatus.IDLE)
-
-        registration = asyncio.ensure_future(self.until_redis_answers(lambda: asyncio.to_thread(introduce)))
+        registration = asyncio.ensure_future(self.until_redis_answers(lambda: asyncio.to_thread(self.introduce)))
         stopped = asyncio.ensure_future(self.stop_event.wait())
         try:
             await asyncio.wait({registration, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -300,10 +326,3 @@ class AsyncWorker(Worker):
             for waiting in (registration, stopped):
                 waiting.cancel()
             await asyncio.gather(registration, stopped, return_exceptions=True)
-
-    def _bury(self) -> None:
-        try:
-            self.register_death()
-        except (RedisError, OSError) as exc:
-            self.log.warning("Worker %s: its death is not recorded: %s", self.name, exc)
-        self.connection.close()

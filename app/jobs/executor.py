@@ -1,0 +1,248 @@
+"""The jobs in work: started as tasks, stopped, given back, and handed on to be settled."""
+
+import asyncio
+import logging
+import math
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import rq.job
+
+from app.jobs.calls import Call, JobRefused, perform, timeout_of
+from app.jobs.functions import RetryJob
+from app.jobs.ids import from_rq_id
+from app.jobs.job import ABORT_FIELD
+from app.jobs.running import AskedAgain, Ending, Errored, GivenBack, Running, Stopped, Succeeded
+from app.jobs.settle import Settlement
+from app.jobs.values import JobExecutionFailed, Retry
+
+if TYPE_CHECKING:
+    from app.jobs.worker import AsyncWorker
+
+logger = logging.getLogger("rq.worker")
+
+Hook = Callable[[dict[str, Any]], Awaitable[Any]]
+
+
+class JobExited(JobExecutionFailed):
+    """A job asked the process to exit; it is the job that ends."""
+
+
+class Executor:
+    """Runs claimed jobs."""
+
+    def __init__(self, worker: "AsyncWorker") -> None:
+        self._worker = worker
+        self.running: dict[str, Running] = {}  # by execution id; claimed and not yet settled
+        self.active_count = 0  # of these, those whose task has not ended
+        self.active_by_queue: Counter[str] = Counter()
+        self.started_count = 0
+
+    @property
+    def unsettled_count(self) -> int:
+        """Jobs that have ended, which Redis does not know yet."""
+        return len(self.running) - self.active_count
+
+    def start(self, running: Running) -> None:
+        """Run a claimed job as a task, unless it is not to run after all."""
+        worker = self._worker
+        self.running[running.id] = running
+        self.started_count += 1
+        try:
+            ending = self._read(running)
+        except JobRefused as exc:
+            running.is_refused = True
+            ending = Errored(exc)
+        except Exception as exc:  # noqa: BLE001 - whatever is wrong with a job fails that job
+            ending = Errored(exc)
+        if ending is not None:
+            self._put(running, ending)
+            return
+        self.active_count += 1
+        self.active_by_queue[running.queue_name] += 1
+        running.task = asyncio.create_task(self._perform(running))
+        running.task.add_done_callback(lambda _task: self._ended(running))
+        if worker.stop_event.is_set() and worker.is_cold:
+            self.give_back(running)
+
+    def _read(self, running: Running) -> Ending | None:
+        """Find out what the job calls; an ending if it is not to run.
+
+        Raises:
+            anything that is wrong with it.
+        """
+        if running.raw.get(ABORT_FIELD.encode()):
+            running.is_arqs = True  # nobody else leaves that mark
+            return Stopped()
+        running.call = call = self._worker.reader.read(running)
+        if not call.is_arqs:
+            return None
+        expires_at = running.raw.get(b"expires_at")
+        if expires_at and float(expires_at) < running.started:
+            return Errored(JobExecutionFailed("job expired"))
+        limits = call.limits
+        most = self._worker.max_tries if limits is None or limits.max_tries is None else limits.max_tries
+        if running.job_try > most:
+            return Errored(JobExecutionFailed(f"max {most} retries exceeded"))
+        return None
+
+    def fail(self, running: Running, error: BaseException) -> None:
+        """Have a job recorded as failed that does not run here."""
+        running.is_refused = True  # nothing that it asked for is to happen
+        self.running[running.id] = running
+        self._put(running, Errored(error))
+
+    async def _perform(self, running: Running) -> Any:
+        rq.job._current_job.set(running.job)  # noqa: SLF001 - as `Job.perform`; this task's own context
+        call = running.call
+        if call is None:
+            raise JobExecutionFailed("the job was not read")
+        timeout_seconds = timeout_of(running, call, self._worker.job_timeout)
+        try:
+            if call.is_arqs:
+                return await self._perform_arqs(running, call, timeout_seconds)
+            return await perform(call, call.args, timeout_seconds)
+        except (SystemExit, KeyboardInterrupt) as exc:
+            raise JobExited(f"the job raised {exc!r}") from exc
+
+    async def _perform_arqs(self, running: Running, call: Call, timeout_seconds: float) -> Any:
+        worker = self._worker
+        ctx = running.ctx = arq_context(running, worker.ctx, worker.arq_redis)
+        await self._hook(worker.on_job_start, ctx)
+        try:
+            return await perform(call, (ctx, *call.args), timeout_seconds)
+        finally:
+            await self._hook(worker.on_job_end, ctx)
+
+    async def _hook(self, hook: Hook | None, ctx: dict[str, Any]) -> None:
+        """arq: an exception in a hook ends the worker."""
+        if hook is None:
+            return
+        try:
+            await hook(ctx)
+        except Exception as exc:
+            self._worker.end_with(exc)
+            raise
+
+    def _ended(self, running: Running) -> None:
+        worker = self._worker
+        self.active_count -= 1
+        self.active_by_queue[running.queue_name] -= 1
+        if running.is_lost:
+            self.running.pop(running.id, None)
+        else:
+            self._put(running, self._ending(running))
+        worker.wake()
+
+    def _put(self, running: Running, ending: Ending) -> None:
+        worker = self._worker
+        if isinstance(ending, Succeeded):
+            worker.jobs_complete += 1
+        elif isinstance(ending, Errored | Stopped):
+            worker.jobs_failed += 1
+            if isinstance(ending, Errored) and not running.needs_rq(ending):
+                self._log(running, ending)
+        else:
+            worker.jobs_retried += 1
+        worker.settler.put(running, ending)
+
+    def _log(self, running: Running, ending: Errored) -> None:
+        """As rq.worker.handle_exception; arq's errors may bring fields of their own."""
+        extra = getattr(ending.error, "extra", None)
+        fields = {"queue": running.queue_name, "job_id": running.job_id}
+        given = extra() if callable(extra) else extra
+        if isinstance(given, dict):
+            fields = {**given, **fields}
+        logger.error(
+            "Worker %s: job %s: exception raised while executing (%s)\n%s",
+            self._worker.name,
+            running.job_id,
+            type(ending.error).__name__,
+            ending.exc_string,
+            extra=fields,
+        )
+
+    def _ending(self, running: Running) -> Ending:
+        task = running.task
+        if running.is_stopped or task is None:
+            return Stopped()
+        if task.cancelled():
+            may = self._worker.retry_jobs if running.is_arqs else running.is_given_back
+            return GivenBack() if may else Errored(asyncio.CancelledError())
+        error = task.exception()
+        if error is None:
+            return Succeeded(task.result())
+        if running.is_arqs and self._worker.retry_jobs and isinstance(error, Retry | RetryJob):
+            return AskedAgain(error.defer_seconds if isinstance(error, Retry) else 0.0)
+        return Errored(error)
+
+    async def settled(self, batch: Sequence[Settlement], late: set[str]) -> None:
+        """Redis knows how these ended; `late` are the executions of which it does not want to know."""
+        hook = self._worker.after_job_end
+        for each in batch:
+            self.running.pop(each.running.id, None)
+            if hook is not None and each.running.ctx is not None and each.running.id not in late:
+                try:
+                    await hook(each.running.ctx)
+                except Exception as exc:  # noqa: BLE001 - arq: it ends the worker
+                    self._worker.end_with(exc)
+        self._worker.wake()
+
+    def stop(self, is_meant: Callable[[Running], bool]) -> int:
+        """Stop the running jobs that are meant; how many. They end as stopped."""
+        meant = [each for each in self._unended() if is_meant(each)]
+        for running in meant:
+            running.is_stopped = True
+            running.cancel()
+        return len(meant)
+
+    def give_back(self, running: Running) -> None:
+        """Cancel a job, to run again elsewhere."""
+        running.is_given_back = True
+        running.cancel()
+
+    def give_back_all(self) -> None:
+        """Give every running job back."""
+        for running in self._unended():
+            self.give_back(running)
+
+    def lose(self, execution_id: str) -> None:
+        """Somebody took a job away: its task is cancelled, unrecorded."""
+        running = self.running.get(execution_id)
+        if running is not None and running.task is not None and not running.task.done():
+            logger.warning("job %s was taken away from worker %s", running.job_id, self._worker.name)
+            running.is_lost = True
+            running.cancel()
+
+    def keep_seconds(self, running: Running) -> int | None:
+        """Arq's `keep_result` for a job, -1 for ever; None where the job's own record decides."""
+        worker = self._worker
+        if not running.is_arqs:
+            return None
+        limits = None if running.call is None else running.call.limits
+        forever, seconds = worker.keep_result_forever, worker.keep_result
+        if limits is not None:
+            forever = forever if limits.keep_result_forever is None else limits.keep_result_forever
+            seconds = seconds if limits.keep_result_s is None else limits.keep_result_s
+        if forever:
+            return -1
+        return None if seconds is None else math.ceil(seconds)
+
+    def _unended(self) -> list[Running]:
+        return [each for each in self.running.values() if each.task is not None and not each.task.done()]
+
+
+def arq_context(running: Running, shared: dict[str, Any], redis: Any) -> dict[str, Any]:
+    """Arq's ctx of one run: the worker's, copied, and what is known of the job."""
+    text = running.raw.get(b"enqueued_at")
+    enqueued_at = datetime.fromisoformat(text.decode()) if text else None
+    return {
+        "redis": redis,
+        **shared,
+        "job_id": from_rq_id(running.job_id),
+        "job_try": running.job_try,
+        "enqueue_time": enqueued_at,
+        "score": None if enqueued_at is None else int(enqueued_at.timestamp() * 1000),
+    }

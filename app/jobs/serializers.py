@@ -1,0 +1,76 @@
+"""Which serializer a client uses: RQ's (`dumps` and `loads`), or arq's two functions dressed as one."""
+
+import pickle
+import time
+from collections.abc import Callable
+from typing import Any
+
+from rq.serializers import DefaultSerializer, PickleSerializer, Serializer, resolve_serializer
+
+from app.jobs.trampoline import TRAMPOLINE
+
+DictSerializer = Callable[[dict[str, Any]], bytes]
+DictDeserializer = Callable[[bytes], dict[str, Any]]
+_UNPICKLING = (DefaultSerializer, PickleSerializer)
+
+
+class ArqSerializer:
+    """An RQ serializer made of arq's `job_serializer` and `job_deserializer`; pickle stands in for a missing one.
+
+    arq hands these functions a dict. RQ serializes a call, (path, instance, args, kwargs), a job's result and its
+    meta. So an arq job's call becomes arq's job dict, keys t f a k et, and anything else stands under r in a dict
+    with the keys of arq's result. Make it a module's variable to name it to `rq worker --serializer`.
+    """
+
+    def __init__(
+        self, job_serializer: DictSerializer | None = None, job_deserializer: DictDeserializer | None = None
+    ) -> None:
+        self._dumps = job_serializer or pickle.dumps
+        self._loads = job_deserializer or pickle.loads
+
+    @property
+    def unpickles(self) -> bool:
+        """Whether reading with it runs what the bytes say."""
+        return self._loads is pickle.loads
+
+    def dumps(self, obj: Any, /) -> bytes:
+        """The bytes that `job_serializer` makes."""
+        now_ms = round(time.time() * 1000)
+        if _is_arqs_call(obj):
+            _, _, (name, *args), kwargs = obj
+            return self._dumps({"t": None, "f": name, "a": tuple(args), "k": kwargs, "et": now_ms})
+        call = {"t": 1, "f": "", "a": (), "k": {}, "et": now_ms}
+        return self._dumps({**call, "s": True, "r": obj, "st": now_ms, "ft": now_ms, "q": "", "id": ""})
+
+    def loads(self, data: bytes, /) -> Any:
+        """What `dumps` was given, as far as the functions keep types."""
+        fields = self._loads(data)
+        if "r" in fields:
+            return fields["r"]
+        return TRAMPOLINE, None, (fields["f"], *fields["a"]), fields["k"]
+
+
+def _is_arqs_call(obj: Any) -> bool:
+    return isinstance(obj, tuple) and len(obj) == 4 and obj[0] == TRAMPOLINE and bool(obj[2])  # noqa: PLR2004 - RQ's
+
+
+def choose_serializer(
+    serializer: Serializer | str | None,
+    job_serializer: DictSerializer | None,
+    job_deserializer: DictDeserializer | None,
+) -> Serializer:
+    """The RQ serializer that these arguments ask for; RQ's default, pickle, if they ask for none.
+
+    Raises:
+        ValueError: both an RQ serializer and one of arq's functions are given.
+    """
+    if job_serializer is None and job_deserializer is None:
+        return resolve_serializer(serializer)
+    if serializer is not None:
+        raise ValueError("use either 'serializer' or 'job_serializer' and 'job_deserializer', not both")
+    return ArqSerializer(job_serializer, job_deserializer)
+
+
+def may_unpickle(serializer: Serializer) -> bool:
+    """Whether whoever chose this serializer trusts what Redis holds with running code."""
+    return serializer in _UNPICKLING or (isinstance(serializer, ArqSerializer) and serializer.unpickles)
