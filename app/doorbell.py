@@ -1,7 +1,5 @@
 """The job queue as Sluice uses it: a doorbell. Postgres holds the work; a hint that is lost costs seconds."""
 
-import asyncio
-import time
 from collections.abc import Sequence
 from datetime import timedelta
 from uuid import UUID
@@ -17,9 +15,6 @@ from app.settings import QUEUE_NAME, Settings
 FUNCTION_NAME = "app.worker.process_file_job"
 """Importable, so that a stock `rq worker` can run the jobs too."""
 
-_BUDGET_SECONDS = 0.25
-_BREAK_SECONDS = 2.0
-"""After a failure nobody knocks for so long: an upload must not wait for a Redis that is away."""
 _MOST_HINTS_A_CALL = 500
 _PROBE_KEY = "sluice:probe"
 _PROBE_SECONDS = 10
@@ -44,7 +39,6 @@ class Doorbell:
     def __init__(self, redis: ArqRedis | None, settings: Settings) -> None:
         self._redis = redis
         self._settings = settings
-        self._broken_until = 0.0
 
     @property
     def is_enabled(self) -> bool:
@@ -56,11 +50,10 @@ class Doorbell:
         if self._redis is None:
             return False
         try:
-            async with asyncio.timeout(_BUDGET_SECONDS * 4):
+            async with self._redis.within_budget():
                 await self._redis.set(_PROBE_KEY, "1", ex=_PROBE_SECONDS)
-        except (RedisError, OSError, TimeoutError):
+        except RedisError:
             return False
-        self._broken_until = 0.0
         return True
 
     async def enqueue_file_processing_jobs(self, hints: Sequence[Hint]) -> bool:
@@ -71,16 +64,15 @@ class Doorbell:
         """
         if not hints:
             return True
-        if self._redis is None or time.monotonic() < self._broken_until:
+        if self._redis is None:
             return False
         try:
             for start in range(0, len(hints), _MOST_HINTS_A_CALL):
-                part = hints[start : start + _MOST_HINTS_A_CALL]
-                async with asyncio.timeout(_BUDGET_SECONDS + len(part) * 0.002):
-                    await self._redis.enqueue_jobs([self._request(hint) for hint in part])
-        except (RedisError, OSError, TimeoutError) as exc:
-            self._broken_until = time.monotonic() + _BREAK_SECONDS
-            logger.warning("job queue unavailable, files are taken from Postgres", error=type(exc).__name__)
+                await self._redis.enqueue_jobs(
+                    [self._request(h) for h in hints[start : start + _MOST_HINTS_A_CALL]]
+                )
+        except RedisError as exc:
+            logger.warning("job queue unavailable, files are taken from Postgres", error=str(exc))
             return False
         return True
 
@@ -93,16 +85,15 @@ class Doorbell:
         if self._redis is None:
             return None
         try:
-            async with asyncio.timeout(_BUDGET_SECONDS * 4):
-                return await view_job(self._redis, job_id)
-        except (RedisError, OSError, TimeoutError) as exc:
+            return await view_job(self._redis, job_id)
+        except RedisError as exc:
             raise QueueUnavailable from exc
 
     async def statuses(self, job_ids: Sequence[str]) -> dict[str, str | None]:
         """RQ's status word for each job, None where it knows none.
 
         Raises:
-            RedisError, OSError: Redis is away.
+            RedisError: Redis is away.
         """
         if self._redis is None or not job_ids:
             return {}

@@ -11,7 +11,7 @@ from app.db import Pool, open_pool
 from app.doorbell import Doorbell
 from app.embedding import Embedder
 from app.extraction import ExtractionLimits, Extractor
-from app.jobs import ArqRedis, RedisSettings, connect_lazily
+from app.jobs import ArqRedis, Budget, RedisSettings, connect_lazily
 from app.settings import QUEUE_NAME, Settings
 
 
@@ -31,7 +31,10 @@ def _redis(settings: Settings) -> ArqRedis | None:
     if not settings.enable_job_queue or settings.redis_url is None:
         return None
     return connect_lazily(
-        RedisSettings.from_dsn(settings.redis_url), default_queue_name=QUEUE_NAME, serializer="json"
+        RedisSettings.from_dsn(settings.redis_url),
+        default_queue_name=QUEUE_NAME,
+        serializer="json",
+        budget=Budget(),  # an upload must not wait for a Redis that is away
     )
 
 

@@ -3,8 +3,11 @@
 A package of its own: it imports nothing else of Sluice. See README, "The queue".
 """
 
-from app.jobs.client import ArqRedis, JobRequest, connect_lazily, create_pool
-from app.jobs.job import Job, jobs_status, view_job
+from app.jobs.budget import Budget, QueueUnavailable
+from app.jobs.client import ArqRedis, connect_lazily, create_pool, log_redis_info
+from app.jobs.enqueue import JobRequest
+from app.jobs.functions import Function, RetryJob, func
+from app.jobs.job import Job
 from app.jobs.settings import RedisSettings
 from app.jobs.values import (
     DeserializationError,
@@ -17,12 +20,15 @@ from app.jobs.values import (
     Retry,
     SerializationError,
 )
+from app.jobs.views import jobs_status, view_job
 from app.jobs.worker import AsyncWorker
 
 __all__ = [
     "ArqRedis",
     "AsyncWorker",
+    "Budget",
     "DeserializationError",
+    "Function",
     "Job",
     "JobDef",
     "JobExecutionFailed",
@@ -30,12 +36,16 @@ __all__ = [
     "JobResult",
     "JobStatus",
     "JobView",
+    "QueueUnavailable",
     "RedisSettings",
     "ResultNotFound",
     "Retry",
+    "RetryJob",
     "SerializationError",
     "connect_lazily",
     "create_pool",
+    "func",
     "jobs_status",
+    "log_redis_info",
     "view_job",
 ]

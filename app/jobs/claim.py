@@ -27,6 +27,9 @@ logger = logging.getLogger("rq.worker")
 
 _BLOCK_SECONDS = 30.0
 _SUSPENDED_SECONDS = 1.0
+_FEW = 16
+"""Of more free slots than this a claim fills half: jobs that start together end together, and the worker would idle
+while the next ones come (measured: 10 ms jobs, 100 at once, 8,150 instead of 7,440 a second)."""
 _MOST_UNSETTLED = 8 * MOST_AT_ONCE
 """Endings that Redis has not taken yet; with more, nothing new is claimed."""
 
@@ -47,7 +50,7 @@ class Claimer:
         self._claim_script = worker.redis.register_script(CLAIM)
         self._disown_script = worker.redis.register_script(DISOWN)
         self._next_queue = 0  # whose turn it is, with RQ's round robin
-        self._unanswered: list[str] = []  # execution ids of a claim whose answer was lost
+        self._unanswered = ""  # how the execution ids begin of a claim whose answer was lost
 
     def wake(self) -> None:
         """Something has changed: a slot is free, a job has come, the worker is to stop."""
@@ -75,24 +78,24 @@ class Claimer:
         worker = self._worker
         if worker.executor.unsettled_count > _MOST_UNSETTLED:
             return 0
-        free = min(worker.max_jobs - worker.executor.active_count, MOST_AT_ONCE)
+        free = worker.max_jobs - worker.executor.active_count
+        free = min(free, MOST_AT_ONCE, max(_FEW, free // 2))
         return free if self._left is None else min(free, self._left)
 
     async def _claim(self, most: int) -> int:
         """Start up to `most` jobs; how many were started."""
         worker = self._worker
         if self._unanswered:
-            back = await self._disown_script([worker.executions_key], [RQ_KEY_PREFIX, *self._unanswered])
+            back = await self._disown_script([worker.executions_key], [RQ_KEY_PREFIX, self._unanswered])
             logger.warning("Worker %s: a claim's answer was lost; %d jobs were put back", worker.name, back)
-            self._unanswered = []
+            self._unanswered = ""
         queues = self._in_order()
         keys = [WORKERS_SUSPENDED, worker.key, worker.executions_key]
         for queue in queues:
             keys += (queue.key, StartedJobRegistry.key_template.format(queue.name))
         running = worker.executor.active_by_queue
         share = "order" if worker.dequeue_strategy == DequeueStrategy.DEFAULT or len(queues) == 1 else "fair"
-        prefix = uuid4().hex[:24]
-        self._unanswered = [f"{prefix}{number:08x}" for number in range(most)]
+        self._unanswered = uuid4().hex[:24]
         answer = await self._claim_script(
             keys,
             [
@@ -102,11 +105,11 @@ class Claimer:
                 worker.name,
                 utcformat(now()),
                 share,
+                self._unanswered,
                 *(running.get(queue.name, 0) for queue in queues),
-                *self._unanswered,
             ],
         )
-        self._unanswered = []
+        self._unanswered = ""
         if answer[0] == b"suspended":
             if self._burst:  # as RQ's worker, which would wait for ever
                 logger.info("Worker %s: suspended in burst mode, exiting", worker.name)

@@ -1,104 +1,81 @@
-"""Enqueueing: arq's `create_pool` and `ArqRedis`, writing what RQ's own code would write.
-
-RQ builds the job (`Job.create`, `Job.to_dict`), and its scripts (rq.scripts: `UNIQUE_ENQUEUE_SCRIPT`,
-`UNIQUE_SCHEDULE_SCRIPT`) store it: the existence check, the hash and the list in one call, so that arq's
-"None if the id exists" holds in a race, and any number of jobs takes one round trip.
-"""
+"""Enqueueing and looking at queues: arq's `create_pool` and `ArqRedis` (arq 0.28, `arq.connections`)."""
 
 import asyncio
 import logging
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
+from datetime import UTC, datetime
+from operator import attrgetter
 from typing import Any
-from uuid import uuid4
 
 from redis import asyncio as aioredis
-from redis.exceptions import RedisError
+from redis.exceptions import NoScriptError, RedisError
+from rq.defaults import RQ_KEY_PREFIX
 from rq.job import Job as RQJob
-from rq.job import JobStatus as RQStatus
 from rq.queue import Queue
-from rq.registry import CanceledJobRegistry, FailedJobRegistry, FinishedJobRegistry, ScheduledJobRegistry
+from rq.registry import ScheduledJobRegistry, StartedJobRegistry
 from rq.results import Result
-from rq.scripts import UNIQUE_ENQUEUE_SCRIPT, UNIQUE_SCHEDULE_SCRIPT, _build_hset_args
-from rq.serializers import Serializer, resolve_serializer
-from rq.utils import now
+from rq.serializers import Serializer
+from rq.utils import as_text
 
-from app.jobs.ids import to_rq_id
+from app.jobs.budget import Budget, CircuitBreaker
+from app.jobs.coalescing import Coalescer
+from app.jobs.enqueue import JobRequest, PackedJob, pack
+from app.jobs.functions import Duration
+from app.jobs.ids import from_rq_id
 from app.jobs.job import Job
-from app.jobs.lua import FORGET_SETTLED
-from app.jobs.settings import RedisSettings, async_pool, sync_client
-from app.jobs.trampoline import TRAMPOLINE
-from app.jobs.values import SerializationError
+from app.jobs.lua_client import ENQUEUE
+from app.jobs.serializers import DictDeserializer, DictSerializer, choose_serializer
+from app.jobs.settings import MOST_CONNECTIONS, RedisSettings, async_pool
+from app.jobs.values import JobDef, JobResult
 
 logger = logging.getLogger("app.jobs.client")
 
 DEFAULT_QUEUE = "arq:queue"
-_KEEP_SECONDS = 3600
+DAY_MS = 86_400_000
+_MOST_A_SCRIPT = 64
 _ANSWER_SECONDS = 10.0
-
-Duration = float | timedelta
-
-
-def _seconds(value: Duration | None) -> float | None:
-    return value.total_seconds() if isinstance(value, timedelta) else value
-
-
-@dataclass(frozen=True, slots=True)
-class JobRequest:
-    """A job to enqueue, with arq's options without their underscores; times in seconds or timedelta.
-
-    `replace_settled`: an earlier job of this id that is over makes way, instead of keeping the id for as long as
-    its result is kept.
-    """
-
-    function: str
-    args: tuple[Any, ...] = ()
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-    job_id: str | None = None
-    queue_name: str | None = None
-    defer_until: datetime | None = None
-    defer_by: Duration | None = None
-    expires: Duration | None = None
-    job_try: int | None = None
-    timeout: Duration | None = None
-    result_ttl: int = _KEEP_SECONDS
-    failure_ttl: int = _KEEP_SECONDS
-    replace_settled: bool = False
-
-    def due_at(self) -> datetime | None:
-        """When it may run; None is at once.
-
-        Raises:
-            RuntimeError: both `defer_until` and `defer_by` are given.
-        """
-        if self.defer_until is not None and self.defer_by is not None:
-            raise RuntimeError("use either 'defer_until' or 'defer_by' or neither, not both")
-        if self.defer_by is not None:
-            return now() + timedelta(seconds=_seconds(self.defer_by) or 0)
-        return self.defer_until
 
 
 class ArqRedis(aioredis.Redis):
-    """A `redis.asyncio.Redis` that enqueues; arq's class, RQ's storage."""
+    """A `redis.asyncio.Redis` that enqueues; arq's class, RQ's storage.
 
-    def __init__(
+    `job_serializer` and `job_deserializer` are arq's functions, `serializer` is one of RQ's instead: "json",
+    "pickle", a dotted path or an object with `dumps` and `loads`. Jobs expire `expires_extra_ms` after they are
+    due. With a `budget`, calls that do not get an answer in time raise `QueueUnavailable`.
+    """
+
+    def __init__(  # noqa: PLR0917 - arq's signature
         self,
         pool_or_conn: aioredis.ConnectionPool | None = None,
+        job_serializer: DictSerializer | None = None,
+        job_deserializer: DictDeserializer | None = None,
+        default_queue_name: str = DEFAULT_QUEUE,
+        expires_extra_ms: int = DAY_MS,
         *,
         serializer: Serializer | str | None = None,
-        default_queue_name: str = DEFAULT_QUEUE,
-        settings: RedisSettings | None = None,
+        budget: Budget | None = None,
         **kwargs: Any,
     ) -> None:
         if pool_or_conn is not None:
             kwargs["connection_pool"] = pool_or_conn
+        else:
+            kwargs.setdefault("max_connections", MOST_CONNECTIONS)
         self.default_queue_name = default_queue_name
-        self.job_serializer = resolve_serializer(serializer)
-        # RQ's objects want a connection to be built with; nothing here ever sends a command on it
-        self._unused = sync_client(settings or RedisSettings(), socket_timeout=None)
+        self.expires_extra_ms = expires_extra_ms
+        self.serializer = choose_serializer(serializer, job_serializer, job_deserializer)
         super().__init__(**kwargs)
+        self._breaker = None if budget is None else CircuitBreaker(budget, _place_of(self))
+        self._enqueue_script = self.register_script(ENQUEUE)
+        self._coalescer: Coalescer[PackedJob, bool] = Coalescer(self._enqueue)
+
+    def within_budget(self, jobs: int = 0) -> AbstractAsyncContextManager[None]:
+        """Keeps the budget, if there is one, for a block that asks Redis.
+
+        Raises:
+            QueueUnavailable: Redis does not answer, or take jobs, in time, or did not a moment ago.
+        """
+        return nullcontext() if self._breaker is None else self._breaker.guard(jobs)
 
     async def enqueue_job(
         self,
@@ -114,22 +91,17 @@ class ArqRedis(aioredis.Redis):
     ) -> Job | None:
         """Enqueue a job by name; None if a job or a result of this id is there.
 
+        Calls that are made at the same time share their round trips.
+
         Raises:
             RuntimeError: both `_defer_until` and `_defer_by`.
             SerializationError: the arguments cannot be serialized.
+            QueueUnavailable: with a budget, Redis is away.
         """
-        request = JobRequest(
-            function,
-            args,
-            kwargs,
-            job_id=_job_id,
-            queue_name=_queue_name,
-            defer_until=_defer_until,
-            defer_by=_defer_by,
-            expires=_expires,
-            job_try=_job_try,
+        packed = self._pack(
+            JobRequest(function, args, kwargs, _job_id, _queue_name, _defer_until, _defer_by, _expires, _job_try)
         )
-        return (await self.enqueue_jobs([request]))[0]
+        return self._job(packed) if await self._coalescer.ask(packed) else None
 
     async def enqueue_jobs(self, requests: Sequence[JobRequest]) -> list[Job | None]:
         """Enqueue any number of jobs in one round trip; None for each whose id exists.
@@ -137,73 +109,91 @@ class ArqRedis(aioredis.Redis):
         Not a transaction: if the connection breaks, some may be enqueued; give ids and repeat.
 
         Raises:
-            as `enqueue_job`; then none is enqueued.
+            as `enqueue_job`; if a request is wrong, none is enqueued.
         """
-        jobs = [self._build(request) for request in requests]
-        pipeline = self.pipeline(transaction=False)
-        for request, job in zip(requests, jobs, strict=True):
-            if request.replace_settled:
-                _buffer_forget(pipeline, job)
-        for request, job in zip(requests, jobs, strict=True):
-            _buffer(pipeline, job, due_at=request.due_at())
-        for queue_key in {Queue.redis_queue_namespace_prefix + job.origin for job in jobs}:
-            pipeline.sadd(Queue.redis_queues_keys, queue_key)
-        answers = await pipeline.execute() if jobs else []
-        made_or_not = answers[sum(request.replace_settled for request in requests) :]
-        return [
-            Job(request.job_id or job.id, self, job.origin, _deserializer=self.job_serializer) if made else None
-            for request, job, made in zip(requests, jobs, made_or_not, strict=False)
-        ]
+        packed = [self._pack(request) for request in requests]
+        made = await self._enqueue(packed)
+        return [self._job(each) if is_new else None for each, is_new in zip(packed, made, strict=True)]
 
-    def _build(self, request: JobRequest) -> RQJob:
-        timeout = _seconds(request.timeout)
-        expires = _seconds(request.expires)
-        call = ", ".join([*map(repr, request.args), *(f"{k}={v!r}" for k, v in request.kwargs.items())])
-        job = RQJob.create(
-            TRAMPOLINE,
-            args=(request.function, *request.args),
-            kwargs=dict(request.kwargs),
-            connection=self._unused,
-            id=to_rq_id(request.job_id or uuid4().hex),
-            origin=request.queue_name or self.default_queue_name,
-            description=f"{request.function}({call})"[:500],
-            timeout=int(timeout) if timeout else None,  # None: the worker's own
-            result_ttl=request.result_ttl,
-            failure_ttl=request.failure_ttl,
-            ttl=int(expires) if expires else None,
-            serializer=self.job_serializer,
-        )
-        if request.job_try:
-            job.number_of_retries = request.job_try - 1
-        job.enqueued_at = now()
-        try:
-            job.data  # noqa: B018 - serializes now, while the caller is here to be told
-        except Exception as exc:
-            raise SerializationError(f'unable to serialize job "{request.function}"') from exc
-        return job
+    async def all_job_results(self) -> list[JobResult]:
+        """The results of all jobs in Redis, of all queues, by the time they were enqueued."""
+        results = []
+        async for key in self.scan_iter(match=Result.get_key("*"), count=1000):
+            job_id = from_rq_id(as_text(key).removeprefix(Result.get_key("")))
+            found = await Job(job_id, self, _deserializer=self.serializer).result_info()
+            if found is not None:
+                results.append(found)
+        return sorted(results, key=lambda each: each.enqueue_time or datetime.min.replace(tzinfo=UTC))
+
+    async def queued_jobs(self, *, queue_name: str | None = None) -> list[JobDef]:
+        """Jobs of a queue that wait, are due later, or run, by the time they are due.
+
+        Raises:
+            RuntimeError: the record of one is gone.
+        """
+        name = queue_name or self.default_queue_name
+        pipeline = self.pipeline(transaction=True)
+        pipeline.lrange(Queue.redis_queue_namespace_prefix + name, 0, -1)
+        pipeline.zrange(ScheduledJobRegistry.key_template.format(name), 0, -1)
+        pipeline.zrange(StartedJobRegistry.key_template.format(name), 0, -1)
+        waiting, due_later, running = await pipeline.execute()
+        ids = [as_text(each) for each in (*waiting, *due_later)]
+        ids += (as_text(member).rpartition(":")[0] for member in running)
+        definitions = []
+        for rq_id in ids:
+            found = await Job(from_rq_id(rq_id), self, name, self.serializer).definition()
+            if found is None:
+                raise RuntimeError(f'job "{RQJob.key_for(rq_id)}" not found')
+            definitions.append(found)
+        return sorted(definitions, key=attrgetter("score"))
+
+    def _pack(self, request: JobRequest) -> PackedJob:
+        expires_seconds = self.expires_extra_ms / 1000 if self.expires_extra_ms else None
+        return pack(request, self.serializer, self.default_queue_name, expires_seconds)
+
+    def _job(self, packed: PackedJob) -> Job:
+        return Job(packed.job_id, self, packed.queue_name, self.serializer)
+
+    async def _enqueue(self, jobs: Sequence[PackedJob]) -> list[bool]:
+        """One round trip; whether each was new."""
+        if not jobs:
+            return []
+        async with self.within_budget(len(jobs)):
+            if len(jobs) <= _MOST_A_SCRIPT:
+                made: list[int] = await self._enqueue_script([Queue.redis_queues_keys], _arguments(jobs))
+                return [bool(each) for each in made]
+            return await self._enqueue_many(jobs)
+
+    async def _enqueue_many(self, jobs: Sequence[PackedJob]) -> list[bool]:
+        parts = [jobs[start : start + _MOST_A_SCRIPT] for start in range(0, len(jobs), _MOST_A_SCRIPT)]
+        made: list[bool] = []
+        while parts:
+            pipeline = self.pipeline(transaction=False)
+            for part in parts:
+                pipeline.evalsha(self._enqueue_script.sha, 1, Queue.redis_queues_keys, *_arguments(part))
+            answers = await pipeline.execute(raise_on_error=False)
+            # a Redis without the script has run none of them: a script does not vanish between two calls
+            if isinstance(answers[0], NoScriptError):
+                await self.script_load(ENQUEUE)
+                continue
+            for answer in answers:
+                if isinstance(answer, Exception):
+                    raise answer
+                made += map(bool, answer)
+            return made
+        return made
 
 
-def _buffer(pipeline: Any, job: RQJob, *, due_at: datetime | None) -> None:
-    """Put RQ's own script for this job on the pipeline (rq.scripts.save_unique_job, schedule_unique_job)."""
-    queue_key = Queue.redis_queue_namespace_prefix + job.origin
-    ttl = job.ttl if job.ttl is not None else -1
-    if due_at is None or due_at <= now():
-        job._status = RQStatus.QUEUED  # noqa: SLF001 - the setter would write to Redis at once
-        script, keys, head = UNIQUE_ENQUEUE_SCRIPT, [job.key, queue_key], [job.id, "R", ttl]
-    else:
-        job._status = RQStatus.SCHEDULED  # noqa: SLF001 - likewise
-        registry = ScheduledJobRegistry.key_template.format(job.origin)
-        script = UNIQUE_SCHEDULE_SCRIPT
-        keys = [job.key, registry, Queue.redis_queues_keys]
-        score = due_at.astimezone(UTC).timestamp()
-        head = [job.id, ttl, score, queue_key]
-    pipeline.eval(script, len(keys), *keys, *head, *_build_hset_args(job))
+def _arguments(jobs: Sequence[PackedJob]) -> list[Any]:
+    arguments: list[Any] = [RQ_KEY_PREFIX]
+    for job in jobs:
+        arguments += job.arguments
+    return arguments
 
 
-def _buffer_forget(pipeline: Any, job: RQJob) -> None:
-    registries = (FinishedJobRegistry, FailedJobRegistry, CanceledJobRegistry)
-    keys = [job.key, Result.get_key(job.id), *(each.key_template.format(job.origin) for each in registries)]
-    pipeline.eval(FORGET_SETTLED, len(keys), *keys, job.id)
+def _place_of(client: aioredis.Redis) -> str:
+    given = client.connection_pool.connection_kwargs
+    return str(given.get("path") or f"{given.get('host', 'localhost')}:{given.get('port', 6379)}")
 
 
 def connect_lazily(
@@ -211,13 +201,20 @@ def connect_lazily(
     *,
     default_queue_name: str = DEFAULT_QUEUE,
     serializer: Serializer | str | None = None,
+    job_serializer: DictSerializer | None = None,
+    job_deserializer: DictDeserializer | None = None,
+    expires_extra_ms: int = DAY_MS,
+    budget: Budget | None = None,
 ) -> ArqRedis:
     """An `ArqRedis` that connects with its first command: for callers that live on while Redis is away."""
     client = ArqRedis(
         async_pool(settings, socket_timeout=_ANSWER_SECONDS),
+        job_serializer,
+        job_deserializer,
+        default_queue_name,
+        expires_extra_ms,
         serializer=serializer,
-        default_queue_name=default_queue_name,
-        settings=settings,
+        budget=budget,
     )
     client.auto_close_connection_pool = True  # the pool is this client's own
     return client
@@ -227,17 +224,29 @@ async def create_pool(
     settings_: RedisSettings | None = None,
     *,
     retry: int = 0,
+    job_serializer: DictSerializer | None = None,
+    job_deserializer: DictDeserializer | None = None,
     default_queue_name: str = DEFAULT_QUEUE,
+    expires_extra_ms: int = DAY_MS,
     serializer: Serializer | str | None = None,
+    budget: Budget | None = None,
 ) -> ArqRedis:
     """An `ArqRedis` that has answered a ping, tried `conn_retries` times `conn_retry_delay` seconds apart.
 
     Raises:
         RedisError, OSError, TimeoutError: the last attempt's error.
+        RuntimeError: `sentinel` without a list of (host, port).
     """
     settings = settings_ or RedisSettings()
-    pool = connect_lazily(settings, default_queue_name=default_queue_name, serializer=serializer)
-    started = time.monotonic()
+    pool = connect_lazily(
+        settings,
+        default_queue_name=default_queue_name,
+        serializer=serializer,
+        job_serializer=job_serializer,
+        job_deserializer=job_deserializer,
+        expires_extra_ms=expires_extra_ms,
+        budget=budget,
+    )
     while True:
         try:
             await pool.ping()
@@ -257,5 +266,18 @@ async def create_pool(
             retry += 1
         else:
             if retry:
-                logger.info("redis connection successful after %.1f s", time.monotonic() - started)
+                logger.info("redis connection successful")
             return pool
+
+
+async def log_redis_info(redis: aioredis.Redis, log_func: Callable[[str], Any]) -> None:
+    """Tell in one line which Redis this is and how full."""
+    pipeline = redis.pipeline(transaction=False)
+    for section in ("Server", "Memory", "Clients"):
+        pipeline.info(section)
+    pipeline.dbsize()
+    server, memory, clients, key_count = await pipeline.execute()
+    log_func(
+        f"redis_version={server.get('redis_version', '?')} mem_usage={memory.get('used_memory_human', '?')} "
+        f"clients_connected={clients.get('connected_clients', '?')} db_keys={key_count}"
+    )

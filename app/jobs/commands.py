@@ -41,12 +41,13 @@ def _obey(worker: "AsyncWorker", raw: bytes) -> None:
     if name == "shutdown":
         worker.request_shutdown()
     elif name in {"stop-job", "stop-execution", "kill-horse"}:
-        stopped = worker.executor.stop(lambda running: _is_meant(running, name, command))
+        stopped = worker.executor.stop(lambda running: _is_meant(running, name, command, worker.allow_abort_jobs))
         if not stopped:
             logger.warning("Worker %s: %s: no such job runs here", worker.name, name)
 
 
-def _is_meant(running: Running, name: str, command: dict[str, Any]) -> bool:
+def _is_meant(running: Running, name: str, command: dict[str, Any], allows_abort: bool) -> bool:  # noqa: FBT001
     if name == "stop-job":
-        return running.job_id == command.get("job_id")
+        is_allowed = running.is_arqs and allows_abort if command.get("abort") else True
+        return is_allowed and running.job_id == command.get("job_id")
     return name == "kill-horse" or running.id == command.get("execution_id")

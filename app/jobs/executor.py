@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import rq.job
+from rq.timeouts import JobTimeoutException
 
 from app.jobs.calls import Call, JobRefused, perform, timeout_of
 from app.jobs.functions import RetryJob
@@ -16,7 +17,7 @@ from app.jobs.ids import from_rq_id
 from app.jobs.job import ABORT_FIELD
 from app.jobs.running import AskedAgain, Ending, Errored, GivenBack, Running, Stopped, Succeeded
 from app.jobs.settle import Settlement
-from app.jobs.values import JobExecutionFailed, Retry
+from app.jobs.values import JobExecutionFailed, Retry, displayed
 
 if TYPE_CHECKING:
     from app.jobs.worker import AsyncWorker
@@ -73,7 +74,7 @@ class Executor:
         Raises:
             anything that is wrong with it.
         """
-        if running.raw.get(ABORT_FIELD.encode()):
+        if running.raw.get(ABORT_FIELD.encode()) and self._worker.allow_abort_jobs:
             running.is_arqs = True  # nobody else leaves that mark
             return Stopped()
         running.call = call = self._worker.reader.read(running)
@@ -113,6 +114,8 @@ class Executor:
         await self._hook(worker.on_job_start, ctx)
         try:
             return await perform(call, (ctx, *call.args), timeout_seconds)
+        except JobTimeoutException as exc:
+            raise TimeoutError(str(exc)) from exc  # arq's
         finally:
             await self._hook(worker.on_job_end, ctx)
 
@@ -236,13 +239,14 @@ class Executor:
 
 def arq_context(running: Running, shared: dict[str, Any], redis: Any) -> dict[str, Any]:
     """Arq's ctx of one run: the worker's, copied, and what is known of the job."""
-    text = running.raw.get(b"enqueued_at")
-    enqueued_at = datetime.fromisoformat(text.decode()) if text else None
+    created_at = datetime.fromisoformat(running.raw[b"created_at"].decode())
+    due_at = running.raw.get(b"enqueued_at")
+    score = (datetime.fromisoformat(due_at.decode()) if due_at else created_at).timestamp()
     return {
         "redis": redis,
         **shared,
         "job_id": from_rq_id(running.job_id),
         "job_try": running.job_try,
-        "enqueue_time": enqueued_at,
-        "score": None if enqueued_at is None else int(enqueued_at.timestamp() * 1000),
+        "enqueue_time": displayed(created_at),
+        "score": round(score * 1000),
     }

@@ -27,7 +27,8 @@ class Function:
     max_tries: int | None
 
 
-def _seconds(value: Duration | None) -> float | None:
+def seconds_of(value: Duration | None) -> float | None:
+    """A duration in seconds."""
     return value.total_seconds() if isinstance(value, timedelta) else value
 
 
@@ -55,8 +56,8 @@ def func(
     return Function(
         name or coroutine.__qualname__,
         coroutine,
-        _seconds(timeout),
-        _seconds(keep_result),
+        seconds_of(timeout),
+        seconds_of(keep_result),
         keep_result_forever,
         max_tries,
     )

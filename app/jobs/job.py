@@ -1,24 +1,29 @@
-"""arq's `Job` over RQ's job hash and results stream."""
+"""arq's `Job` over RQ's job hash and results stream (arq 0.28, `arq.jobs`)."""
 
 import asyncio
 import base64
+import json
+import pickle
 import time
+import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from redis.asyncio import Redis
 from rq.command import PUBSUB_CHANNEL_TEMPLATE
+from rq.defaults import RQ_KEY_PREFIX
 from rq.job import Job as RQJob
 from rq.job import JobStatus as RQStatus
-from rq.queue import Queue
 from rq.registry import ScheduledJobRegistry
 from rq.results import Result
-from rq.serializers import Serializer, resolve_serializer
-from rq.utils import as_text, str_to_date
+from rq.serializers import Serializer
+from rq.utils import as_text, utcparse
 
-from app.jobs.ids import from_rq_id, to_rq_id
+from app.jobs.ids import to_rq_id
+from app.jobs.lua_client import ABORT
+from app.jobs.serializers import DictDeserializer, may_unpickle, serializer_of
 from app.jobs.trampoline import TRAMPOLINE
 from app.jobs.values import (
     DeserializationError,
@@ -26,8 +31,8 @@ from app.jobs.values import (
     JobExecutionFailed,
     JobResult,
     JobStatus,
-    JobView,
     ResultNotFound,
+    displayed,
 )
 
 if TYPE_CHECKING:
@@ -43,6 +48,9 @@ _SHOWN: dict[str, JobStatus] = {
     RQStatus.SCHEDULED: JobStatus.deferred,
     RQStatus.DEFERRED: JobStatus.deferred,
 }
+_STOPPED = Result.Type.STOPPED.value
+_RETRIED = Result.Type.RETRIED.value
+_SUCCESSFUL = Result.Type.SUCCESSFUL.value
 
 
 class Job:
@@ -53,12 +61,12 @@ class Job:
         job_id: str,
         redis: "ArqRedis",
         _queue_name: str = "arq:queue",
-        _deserializer: Serializer | str | None = None,
+        _deserializer: Serializer | DictDeserializer | str | None = None,
     ) -> None:
         self.job_id = job_id
         self._redis = redis
         self._queue_name = _queue_name
-        self._serializer = resolve_serializer(_deserializer or redis.job_serializer)
+        self._deserializer = _deserializer
         self._rq_id = to_rq_id(job_id)
         self._key = RQJob.key_for(self._rq_id)
         self._results_key = Result.get_key(self._rq_id)
@@ -67,12 +75,21 @@ class Job:
     def __repr__(self) -> str:
         return f"<arq job {self.job_id}>"
 
+    @property
+    def _serializer(self) -> Serializer:
+        return self._redis.serializer if self._deserializer is None else serializer_of(self._deserializer)
+
     async def status(self) -> JobStatus:
-        """Where the job is; success and failure are both `complete`."""
-        status = await _awaited(self._redis.hget(self._key, "status"))
-        if status is None:
-            has_result = await _awaited(self._redis.exists(self._results_key))
-            return JobStatus.complete if has_result else JobStatus.not_found
+        """Where the job is; success and failure are both `complete`.
+
+        Raises:
+            QueueUnavailable: with a budget, Redis is away.
+        """
+        async with self._redis.within_budget():
+            status = await _awaited(self._redis.hget(self._key, "status"))
+            if status is None:
+                has_result = await _awaited(self._redis.exists(self._results_key))
+                return JobStatus.complete if has_result else JobStatus.not_found
         return _SHOWN.get(as_text(status), JobStatus.complete)
 
     async def info(self) -> JobDef | JobResult | None:
@@ -80,104 +97,115 @@ class Job:
 
         Raises:
             DeserializationError: the arguments cannot be read with this serializer.
+            QueueUnavailable: with a budget, Redis is away.
         """
-        found = await self.result_info()
-        if found is not None:
-            return found
-        raw = await _awaited(self._redis.hgetall(self._key))
+        return await self.result_info() or await self.definition()
+
+    async def definition(self) -> JobDef | None:
+        """The job as it was enqueued, None if there is none.
+
+        Raises:
+            as `info`.
+        """
+        pipeline = self._redis.pipeline(transaction=True)
+        pipeline.hgetall(self._key)
+        pipeline.zscore(ScheduledJobRegistry.key_template.format(self._queue_name), self._rq_id)
+        async with self._redis.within_budget():
+            raw, due = await pipeline.execute()
         if not raw:
             return None
-        score = await _awaited(
-            self._redis.zscore(ScheduledJobRegistry.key_template.format(self._queue_name), self._rq_id)
-        )
-        return self._definition(raw, None if score is None else int(score * 1000))
+        found = self._definition(raw)
+        status = as_text(raw.get(b"status", b""))
+        if _SHOWN.get(status, JobStatus.complete) is JobStatus.complete:
+            return found
+        if due is None:
+            due = utcparse(as_text(raw.get(b"enqueued_at") or raw[b"created_at"])).timestamp()
+        tries = int(raw.get(b"job_try") or 0)
+        job_try = tries + 1 if tries or status == RQStatus.STARTED else None
+        return replace(found, score=round(due * 1000), job_try=job_try)
 
     async def result_info(self) -> JobResult | None:
         """The newest result, or None; never raises the job's own exception.
 
         Raises:
             DeserializationError: the result cannot be read with this serializer.
+            QueueUnavailable: with a budget, Redis is away.
         """
         pipeline = self._redis.pipeline(transaction=False)
         pipeline.xrevrange(self._results_key, count=1)
         pipeline.hgetall(self._key)
-        entries, raw = await pipeline.execute()
+        async with self._redis.within_budget():
+            entries, raw = await pipeline.execute()
         if not entries:
             return None
-        payload = {as_text(name): as_text(value) for name, value in entries[0][1].items()}
-        if int(payload["type"]) == Result.Type.RETRIED.value:
+        entry = {as_text(name): as_text(value) for name, value in entries[0][1].items()}
+        kind = int(entry["type"])
+        if kind == _RETRIED:
             self._seen = as_text(entries[0][0])
             return None
-        definition = self._definition(raw, None) if raw else None
-        try:
-            result: Any = (
-                self._serializer.loads(base64.b64decode(payload["return_value"]))
-                if (payload.get("return_value"))
-                else None
-            )
-        except Exception as exc:
-            raise DeserializationError("unable to deserialize job result") from exc
-        success = int(payload["type"]) == Result.Type.SUCCESSFUL.value
-        if not success:
-            result = _exception_of(payload)
+        definition = self._definition(raw) if raw else JobDef("", (), {}, None, None, None, self.job_id)
         return JobResult(
-            function=definition.function if definition else "",
-            args=definition.args if definition else (),
-            kwargs=definition.kwargs if definition else {},
-            job_try=int(payload["job_try"]) if "job_try" in payload else None,
-            enqueue_time=definition.enqueue_time if definition else None,
+            function=definition.function,
+            args=definition.args,
+            kwargs=definition.kwargs,
+            job_try=int(entry["job_try"]) if "job_try" in entry else None,
+            enqueue_time=definition.enqueue_time,
             score=None,
             job_id=self.job_id,
-            success=success,
-            result=result,
-            start_time=_moment(payload.get("execution_started_at")),
-            finish_time=_moment(payload.get("execution_ended_at")),
-            queue_name=self._queue_name,
+            success=kind == _SUCCESSFUL,
+            result=self._value_of(entry) if kind == _SUCCESSFUL else self._exception_of(entry),
+            start_time=_moment(entry.get("execution_started_at")),
+            finish_time=_moment(entry.get("execution_ended_at")),
+            queue_name=as_text(raw.get(b"origin", b"")) or self._queue_name,
         )
 
-    async def result(self, timeout: float | None = None, *, poll_delay: float = 0.5) -> Any:  # noqa: ASYNC109
+    async def result(
+        self,
+        timeout: float | None = None,  # noqa: ASYNC109 - arq's signature
+        *,
+        poll_delay: float = 0.5,
+        pole_delay: float | None = None,
+    ) -> Any:
         """The job's return value, waited for without polling; `poll_delay` is there for arq's sake.
 
         Raises:
-            the job's failure: as `JobExecutionFailed` with the last line of its traceback.
+            the job's own exception with pickle; otherwise JobExecutionFailed with the last line of its traceback.
             CancelledError: it was stopped or cancelled.
             ResultNotFound: there is neither job nor result.
             TimeoutError: after `timeout` seconds.
         """
         del poll_delay
+        if pole_delay is not None:
+            text = '"pole_delay" is deprecated, use the correct spelling "poll_delay" instead'
+            warnings.warn(text, DeprecationWarning, stacklevel=2)
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             found = await self.result_info()
-            if found is not None:
-                if found.success:
-                    return found.result
+            if found is None and await self.status() in {JobStatus.not_found, JobStatus.complete}:
+                found = await self.result_info()  # it may have ended between the two questions
+                if found is None:
+                    await self._raise_without_result()
+            if found is None:
+                await self._wait_for_entry(deadline)
+            elif found.success:
+                return found.result
+            else:
                 raise found.result
-            status = await self.status()
-            if status is JobStatus.not_found or status is JobStatus.complete:
-                if await self.result_info() is not None:  # it ended between the two questions
-                    continue
-                await self._raise_without_result()
-            await self._wait_for_entry(deadline)
 
     async def abort(self, *, timeout: float | None = None, poll_delay: float = 0.5) -> bool:  # noqa: ASYNC109
         """Ask for the job to be stopped, then wait: True if it ended as cancelled, False if it ended otherwise.
 
         A running job's task is cancelled by its worker; a waiting one is moved to the head of the queue and
-        recorded as stopped by the worker that takes it.
+        recorded as stopped by the worker that takes it. The worker has to allow it (`allow_abort_jobs`).
 
         Raises:
             TimeoutError: nothing happened within `timeout` seconds.
             the job's failure: if it failed for another reason meanwhile.
         """
-        raw = await _awaited(self._redis.hmget(self._key, ["status", "worker_name"]))
-        status, worker = (as_text(value) if value else None for value in raw)
-        if status is None:
-            return False
-        if status == RQStatus.STARTED and worker:
-            channel = PUBSUB_CHANNEL_TEMPLATE % worker
-            await self._redis.publish(channel, f'{{"command": "stop-job", "job_id": "{self._rq_id}"}}')
-        else:
-            await self._move_to_head()
+        command = json.dumps({"command": "stop-job", "job_id": self._rq_id, "abort": True})
+        script = self._redis.register_script(ABORT)
+        async with self._redis.within_budget():
+            await script((), [RQ_KEY_PREFIX, self._rq_id, ABORT_FIELD, PUBSUB_CHANNEL_TEMPLATE % "", command])
         try:
             await self.result(timeout, poll_delay=poll_delay)
         except asyncio.CancelledError:
@@ -188,15 +216,6 @@ class Job:
         except ResultNotFound:
             return False
         return False
-
-    async def _move_to_head(self) -> None:
-        queue_key = Queue.redis_queue_namespace_prefix + self._queue_name
-        pipeline = self._redis.pipeline(transaction=True)
-        pipeline.hset(self._key, mapping={ABORT_FIELD: "1", "status": RQStatus.QUEUED})
-        pipeline.zrem(ScheduledJobRegistry.key_template.format(self._queue_name), self._rq_id)
-        pipeline.lrem(queue_key, 1, self._rq_id)
-        pipeline.lpush(queue_key, self._rq_id)
-        await pipeline.execute()
 
     async def _raise_without_result(self) -> None:
         status = await _awaited(self._redis.hget(self._key, "status"))
@@ -214,85 +233,65 @@ class Job:
         block = _WAIT_MS if left is None else max(1, min(_WAIT_MS, int(left * 1000)))
         await _awaited(self._redis.xread({self._results_key: self._seen}, count=1, block=block))
 
-    def _definition(self, raw: dict[bytes, bytes], score: int | None) -> JobDef:
-        job = RQJob(self._rq_id, connection=self._redis._unused, serializer=self._serializer)  # noqa: SLF001
+    def _definition(self, raw: Mapping[bytes, bytes]) -> JobDef:
         try:
-            job.restore(raw)
-            args = tuple(job.args)
-            kwargs = job.kwargs
+            function, _, args, kwargs = self._serializer.loads(unpacked(raw[b"data"]))
         except Exception as exc:
             raise DeserializationError("unable to deserialize job") from exc
-        function = job.func_name or ""
         if function == TRAMPOLINE:
-            function, args = args[0], args[1:]
-        tries = int(raw.get(b"job_try") or 0)
+            function, *args = args
         return JobDef(
             function=function,
-            args=args,
+            args=tuple(args),
             kwargs=kwargs,
-            job_try=tries + 1 if tries or raw.get(b"status") == b"started" else None,
-            enqueue_time=job.enqueued_at,
-            score=score,
-            job_id=from_rq_id(self._rq_id),
+            job_try=None,
+            enqueue_time=displayed(utcparse(as_text(raw[b"created_at"]))),
+            score=None,
+            job_id=self.job_id,
         )
 
+    def _value_of(self, entry: dict[str, str]) -> Any:
+        if not entry.get("return_value"):
+            return None
+        try:
+            return self._serializer.loads(base64.b64decode(entry["return_value"]))
+        except Exception as exc:
+            raise DeserializationError("unable to deserialize job result") from exc
 
-async def view_job(redis: "ArqRedis", job_id: str) -> JobView | None:
-    """What RQ stores of a job, None if it knows none."""
-    rq_id = to_rq_id(job_id)
-    pipeline = redis.pipeline(transaction=False)
-    pipeline.hgetall(RQJob.key_for(rq_id))
-    pipeline.xrevrange(Result.get_key(rq_id), count=1)
-    raw, entries = await pipeline.execute()
-    if not raw:
-        return None
-    stored = {as_text(name): value for name, value in raw.items()}
-    payload = {as_text(name): as_text(value) for name, value in entries[0][1].items()} if entries else {}
-    error = str(_exception_of(payload)) if payload.get("exc_string") else None
-
-    def moment(name: str) -> datetime | None:
-        return str_to_date(stored[name]) if stored.get(name) else None
-
-    return JobView(
-        job_id=job_id,
-        status=as_text(stored.get("status", b"")),
-        enqueued_at=moment("enqueued_at"),
-        started_at=moment("started_at"),
-        ended_at=moment("ended_at"),
-        worker_name=as_text(stored["worker_name"]) if stored.get("worker_name") else None,
-        error=error,
-    )
+    def _exception_of(self, entry: dict[str, str]) -> BaseException:
+        if int(entry["type"]) == _STOPPED:
+            return asyncio.CancelledError()
+        if "exception" in entry and may_unpickle(self._serializer):
+            try:
+                error = pickle.loads(base64.b64decode(entry["exception"]))  # noqa: S301 - the serializer is pickle
+            except Exception:  # noqa: BLE001 - its class may be unknown here; the traceback's text is always there
+                error = None
+            if isinstance(error, BaseException):
+                return error
+        return failure_of(entry)
 
 
-async def jobs_status(redis: Redis, job_ids: Sequence[str]) -> dict[str, str | None]:
-    """RQ's status word for each job in one round trip; None where RQ knows none."""
-    pipeline = redis.pipeline(transaction=False)
-    for job_id in job_ids:
-        pipeline.hget(RQJob.key_for(to_rq_id(job_id)), "status")
-    answers = await pipeline.execute() if job_ids else []
-    return {
-        job_id: None if status is None else as_text(status) for job_id, status in zip(job_ids, answers, strict=True)
-    }
+def unpacked(data: bytes) -> bytes:
+    """A job's serialized call; as RQ, which has not always packed it."""
+    try:
+        return zlib.decompress(data)
+    except zlib.error:
+        return data
 
 
-def _exception_of(payload: dict[str, str]) -> BaseException:
-    """The failure that a stream entry records: what is left of it is the traceback's text."""
-    if int(payload.get("type", 0)) == _STOPPED_TYPE:
+def failure_of(entry: Mapping[str, str]) -> BaseException:
+    """The failure that a stream entry records, as far as RQ does: its traceback's last line."""
+    if int(entry.get("type", 0)) == _STOPPED:
         return asyncio.CancelledError()
-    text = ""
-    if payload.get("exc_string"):
-        text = zlib.decompress(base64.b64decode(payload["exc_string"])).decode()
+    text = zlib.decompress(base64.b64decode(entry["exc_string"])).decode() if entry.get("exc_string") else ""
     lines = [line for line in text.strip().splitlines() if line.strip()]
     return JobExecutionFailed(lines[-1] if lines else "the job failed without a traceback")
 
 
 def _moment(text: str | None) -> datetime | None:
-    return datetime.fromtimestamp(float(text), UTC) if text else None
+    return displayed(datetime.fromtimestamp(float(text), UTC)) if text else None
 
 
 async def _awaited(answer: Any) -> Any:
     """redis-py types its async answers as maybe not awaitable."""
     return await answer
-
-
-_STOPPED_TYPE = Result.Type.STOPPED.value

@@ -26,7 +26,7 @@ CLAIM = (
     + """
 -- KEYS rq:suspended, worker, its executions; then pairs: queue, its wip registry
 -- ARGV prefix, most jobs, lease (s), worker name, time as RQ writes it, share ('order' or 'fair'),
---      for each queue how many of its jobs run here, then as many execution ids as there may be jobs
+--      how the execution ids of this claim begin, for each queue how many of its jobs run here
 -- As rq.worker: prepare_execution and prepare_job_execution. Fair: the queue with the fewest running is next.
 -- Answer: time, ids that lead nowhere, {queue's number, job id, execution id, hash} for each job
 if redis.call('EXISTS', KEYS[1]) == 1 then return {'suspended'} end
@@ -42,7 +42,7 @@ local function start(number, id)
         lost[#lost + 1] = id
         return
     end
-    local execution = ARGV[6 + queues + #started + 1]
+    local execution = string.format('%s%08x', ARGV[7], #started)
     local member = id .. ':' .. execution
     redis.call('HSET', key, 'status', 'started', 'started_at', moment, 'last_heartbeat', moment,
         'worker_name', worker)
@@ -63,7 +63,7 @@ end
 local function queue_key(number) return KEYS[2 + 2 * number] end
 if ARGV[6] == 'fair' then
     local running, empty = {}, {}
-    for number = 1, queues do running[number] = tonumber(ARGV[6 + number]) end
+    for number = 1, queues do running[number] = tonumber(ARGV[7 + number]) end
     while #started < most do
         local next_one = nil
         for number = 1, queues do
@@ -105,35 +105,29 @@ SETTLE = (
     PRELUDE
     + """
 -- KEYS worker, its executions.  ARGV prefix, '1' if the worker is idle afterwards; then for each job
---      kind, id, execution id, queue, start and end (unix s), end as RQ writes it, tries, delay (s), result type,
---      return value, traceback, ttl of the job, ttl of its results ('' none), numbers of further result fields and
---      job fields, those fields
+--      one line of: kind, id, execution id, start and end (unix s), end as RQ writes it, tries, delay (s), result
+--      type, ttl of the job, ttl of its results ('-' none), numbers of result fields and job fields, queue;
+--      then those fields
 -- kinds: finished, failed, stopped; again (after a delay), back (to the front: nothing happened)
 -- As rq.worker: handle_job_success, handle_job_failure; again and back are arq's.
 -- Answer: {number, 'late'} where another run has the job by now, {number, 'rq'} where only RQ's own code can settle
-local answer, gone, totals, seconds, at = {}, {}, {finished = 0, failed = 0}, 0, 3
+local answer, gone, totals, seconds = {}, {}, {finished = 0, failed = 0}, 0
+local LINE = '^' .. string.rep('(%S+) ', 13) .. '(.*)$'
 
-local function write_result(id, worker_name, first, last)
-    local fields = {'type', ARGV[at + 9], 'worker_name', worker_name}
-    local function add(name, value)
-        if value ~= '' then
-            fields[#fields + 1] = name
-            fields[#fields + 1] = value
-        end
+local function write_result(job, fields)
+    local key = prefix .. ':results:' .. job.id
+    redis.call('XADD', key, 'MAXLEN', '~', 10, '*', 'type', job.type,
+        'worker_name', string.sub(KEYS[1], #prefix + 9), 'execution_id', job.execution,
+        'execution_started_at', job.started, 'execution_ended_at', job.ended, unpack(fields))
+    if job.results_ttl == '-1' then
+        redis.call('PERSIST', key)
+    elseif job.results_ttl ~= '-' then
+        redis.call('EXPIRE', key, job.results_ttl)
     end
-    add('exc_string', ARGV[at + 11])
-    add('return_value', ARGV[at + 10])
-    add('execution_id', ARGV[at + 2])
-    add('execution_started_at', ARGV[at + 4])
-    add('execution_ended_at', ARGV[at + 5])
-    for place = first, last do fields[#fields + 1] = ARGV[place] end
-    local key, ttl = prefix .. ':results:' .. id, ARGV[at + 13]
-    redis.call('XADD', key, 'MAXLEN', '~', 10, '*', unpack(fields))
-    if ttl == '-1' then redis.call('PERSIST', key) elseif ttl ~= '' then redis.call('EXPIRE', key, ttl) end
 end
 
-local function register(registry, id, forever)
-    local ttl, key = tonumber(ARGV[at + 12]), job_key(id)
+local function register(registry, job, forever)
+    local id, ttl, key = job.id, tonumber(job.ttl), job_key(job.id)
     local score = now + ttl
     if ttl == 0 then
         redis.call('DEL', key, prefix .. ':results:' .. id, prefix .. ':job::' .. id .. ':dependencies')
@@ -148,60 +142,69 @@ local function register(registry, id, forever)
     redis.call('ZADD', registry, score, id)
 end
 
-local function settle(number, first, last, fields)
-    local kind, id, execution, queue = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
-    local member = id .. ':' .. execution
+local function run_later(job, fields)
+    redis.call('HSET', job_key(job.id), 'job_try', job.tries, 'number_of_retries', job.tries, 'worker_name', '',
+        unpack(fields))
+    if tonumber(job.delay) > 0 then
+        redis.call('HSET', job_key(job.id), 'status', 'scheduled')
+        redis.call('ZADD', prefix .. ':scheduled:' .. job.queue, now + tonumber(job.delay), job.id)
+    else
+        run_again(job.id, job.queue)
+    end
+end
+
+local function settle(number, job, result_fields, job_fields)
+    local id, kind, key = job.id, job.kind, job_key(job.id)
+    local member = id .. ':' .. job.execution
     local over = kind == 'finished' or kind == 'failed' or kind == 'stopped'
-    if over and redis.call('EXISTS', job_key(id) .. ':dependents') == 1 then
+    if over and redis.call('EXISTS', key .. ':dependents') == 1 then
         answer[#answer + 1] = {number, 'rq'}
         return
     end
     gone[#gone + 1] = member
-    forget_execution(id, execution)
-    if redis.call('ZREM', wip_key(queue), member) == 0 then
+    forget_execution(id, job.execution)
+    if redis.call('ZREM', wip_key(job.queue), member) == 0 then
         answer[#answer + 1] = {number, 'late'}
         return
     end
-    if redis.call('EXISTS', job_key(id)) == 0 then return end
+    if redis.call('EXISTS', key) == 0 then return end
     if kind == 'back' then
-        redis.call('HSET', job_key(id), 'job_try', ARGV[at + 7])
-        run_again(id, queue)
+        redis.call('HSET', key, 'job_try', job.tries)
+        run_again(id, job.queue)
         return
     end
     local total = kind == 'finished' and 'finished' or 'failed'
     totals[total] = totals[total] + 1
-    seconds = seconds + tonumber(ARGV[at + 5]) - tonumber(ARGV[at + 4])
+    seconds = seconds + tonumber(job.ended) - tonumber(job.started)
     if kind == 'again' then
-        redis.call('HSET', job_key(id), 'job_try', ARGV[at + 7], 'number_of_retries', ARGV[at + 7],
-            'worker_name', '', unpack(fields))
-        if tonumber(ARGV[at + 8]) > 0 then
-            redis.call('HSET', job_key(id), 'status', 'scheduled')
-            redis.call('ZADD', prefix .. ':scheduled:' .. queue, now + tonumber(ARGV[at + 8]), id)
-        else
-            run_again(id, queue)
-        end
+        run_later(job, job_fields)
     else
-        redis.call('HSET', job_key(id), 'status', kind, 'ended_at', ARGV[at + 6], 'last_heartbeat', ARGV[at + 6],
-            unpack(fields))
+        redis.call('HSET', key, 'status', kind, 'ended_at', job.moment, 'last_heartbeat', job.moment,
+            unpack(job_fields))
         if kind == 'finished' then
-            register(prefix .. ':finished:' .. queue, id, '+inf')
+            register(prefix .. ':finished:' .. job.queue, job, '+inf')
         else
-            register(prefix .. ':failed:' .. queue, id, -1)
+            register(prefix .. ':failed:' .. job.queue, job, -1)
         end
     end
-    if kind == 'again' or ARGV[at + 12] ~= '0' then
-        write_result(id, string.sub(KEYS[1], #prefix + 9), first, last)
-    end
+    if kind == 'again' or job.ttl ~= '0' then write_result(job, result_fields) end
 end
 
-local number = 1
+local function slice(first, count)
+    local fields = {}
+    for place = first, first + 2 * count - 1 do fields[#fields + 1] = ARGV[place] end
+    return fields
+end
+
+local at, number = 3, 1
 while at <= #ARGV do
-    local first = at + 16
-    local last = first + 2 * tonumber(ARGV[at + 14]) - 1
-    local fields, after = {}, last + 2 * tonumber(ARGV[at + 15])
-    for place = last + 1, after do fields[#fields + 1] = ARGV[place] end
-    settle(number, first, last, fields)
-    at, number = after + 1, number + 1
+    local job = {}
+    local results, fields
+    job.kind, job.id, job.execution, job.started, job.ended, job.moment, job.tries, job.delay, job.type, job.ttl,
+        job.results_ttl, results, fields, job.queue = string.match(ARGV[at], LINE)
+    results, fields = tonumber(results), tonumber(fields)
+    settle(number, job, slice(at + 1, results), slice(at + 1 + 2 * results, fields))
+    at, number = at + 1 + 2 * (results + fields), number + 1
 end
 if #gone > 0 then redis.call('SREM', KEYS[2], unpack(gone)) end
 if totals.finished > 0 then redis.call('HINCRBY', KEYS[1], 'successful_job_count', totals.finished) end
@@ -211,15 +214,3 @@ if ARGV[2] == '1' then redis.call('HSET', KEYS[1], 'state', 'idle') end
 return answer
 """
 )
-
-FORGET_SETTLED = """
--- KEYS job, results, finished, failed and canceled registries.  ARGV job id
--- A job that is over no longer keeps its id: as rq.job.Job.delete, without its dependents.
-local status = redis.call('HGET', KEYS[1], 'status')
-if status == 'finished' or status == 'failed' or status == 'stopped' or status == 'canceled' then
-    redis.call('DEL', KEYS[1], KEYS[2])
-    for place = 3, 5 do redis.call('ZREM', KEYS[place], ARGV[1]) end
-    return 1
-end
-return 0
-"""

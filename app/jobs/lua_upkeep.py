@@ -70,13 +70,12 @@ return {back, poison}
 DISOWN = (
     PRELUDE
     + """
--- KEYS a worker's executions.  ARGV prefix, execution ids that a claim was to use
+-- KEYS a worker's executions.  ARGV prefix, how the execution ids of a claim begin
 -- A claim whose answer was lost: what it started is put back, as if it had never been taken.
-local asked, back = {}, 0
-for place = 2, #ARGV do asked[ARGV[place]] = true end
+local back = 0
 for _, member in ipairs(redis.call('SMEMBERS', KEYS[1])) do
     local id, execution = parts(member)
-    if id and asked[execution] then
+    if id and string.sub(execution, 1, #ARGV[2]) == ARGV[2] then
         redis.call('SREM', KEYS[1], member)
         forget_execution(id, execution)
         local queue = redis.call('HGET', job_key(id), 'origin')

@@ -1,5 +1,6 @@
 """Which serializer a client uses: RQ's (`dumps` and `loads`), or arq's two functions dressed as one."""
 
+import inspect
 import pickle
 import time
 from collections.abc import Callable
@@ -69,6 +70,13 @@ def choose_serializer(
     if serializer is not None:
         raise ValueError("use either 'serializer' or 'job_serializer' and 'job_deserializer', not both")
     return ArqSerializer(job_serializer, job_deserializer)
+
+
+def serializer_of(given: "Serializer | DictDeserializer | str") -> Serializer:
+    """An RQ serializer from one, its name, or arq's deserializer."""
+    if inspect.isroutine(given):
+        return ArqSerializer(None, given)
+    return resolve_serializer(given)  # type: ignore[arg-type]  # a serializer or its name
 
 
 def may_unpickle(serializer: Serializer) -> bool:

@@ -2,7 +2,7 @@
 
 import ssl
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 from urllib.parse import parse_qs, unquote, urlparse
 
@@ -27,7 +27,7 @@ class RedisSettings:
     unix_socket_path: str | None = None
     database: int = 0
     username: str | None = None
-    password: str | None = field(default=None, repr=False)
+    password: str | None = None
     ssl: bool = False
     ssl_keyfile: str | None = None
     ssl_certfile: str | None = None
@@ -44,6 +44,12 @@ class RedisSettings:
     retry_on_timeout: bool = False  # redis-py 8 always does; kept for arq's sake
     retry_on_error: list[type[Exception]] | None = None
     retry: Any = None
+
+    def __repr__(self) -> str:
+        shown = {each.name: getattr(self, each.name) for each in fields(self)}
+        if self.password is not None:
+            shown["password"] = "***"  # noqa: S105 - hides it
+        return f"RedisSettings({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
     @classmethod
     def from_dsn(cls, dsn: str) -> "RedisSettings":

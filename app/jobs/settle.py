@@ -72,18 +72,20 @@ class Settler:
         """Settle until cancelled; what Redis does not take now is tried again until it does."""
         while True:
             await self._some.wait()
+            await asyncio.sleep(0)  # the claim for the freed slots goes first: Redis takes one script at a time
             batch = [self._waiting.popleft() for _ in range(min(MOST_AT_ONCE, len(self._waiting)))]
             if not self._waiting:
                 self._some.clear()
-            plain = [each for each in batch if not self._needs_rq(each)]
-            for each in plain:
+            plain: list[Settlement] = []
+            special: list[Settlement] = []
+            for each in batch:
                 each.ending = self._serializable(each)
+                (special if self._needs_rq(each) else plain).append(each)
             late: set[str] = set()
             if plain:
                 late = await self._settle_plain(plain)
-            for each in batch:
-                if self._needs_rq(each):
-                    await self._worker.until_redis_answers(partial(self._in_thread, each))
+            for each in special:
+                await self._worker.until_redis_answers(partial(self._in_thread, each))
             await self._worker.executor.settled(batch, late)
 
     def _needs_rq(self, settlement: Settlement) -> bool:
@@ -92,7 +94,7 @@ class Settler:
             return True
         if isinstance(ending, Errored) and not running.is_refused and self._worker.has_own_failure_rules:
             return True
-        return self._ttls(running, ending)[0] == 0 and not running.is_arqs and _is_over(ending)
+        return not running.is_arqs and _is_over(ending) and self._ttls(running, ending)[0] == 0
 
     async def _settle_plain(self, batch: Sequence[Settlement]) -> set[str]:
         """One round trip; the execution ids whose records are somebody else's by now."""
@@ -122,39 +124,20 @@ class Settler:
     def _record(self, settlement: Settlement) -> list[Any]:
         running, ending, ended = settlement.running, settlement.ending, settlement.ended
         kind = type(ending)
-        value = text = b""
-        if isinstance(ending, Succeeded):
-            if ending.value is not None:
-                value = b64encode(self._dumps(running, ending.value))
-        elif isinstance(ending, Errored):
-            text = b64encode(zlib.compress(ending.exc_string.encode("utf-8", "replace")))
-        elif isinstance(ending, Stopped):
-            text = b64encode(zlib.compress(_STOPPED_TEXT.encode()))
         ttl, stream_ttl = self._ttls(running, ending)
+        # only a run that was cancelled at work counts as a try
         tries = running.job_try if kind is not GivenBack or running.task is not None else running.job_try - 1
+        result_type = Result.Type.STOPPED.value if kind is Stopped and running.is_arqs else _TYPES[kind]
         result_fields = self._result_fields(running, ending)
         job_fields = self._job_fields(running)
-        moment = datetime.fromtimestamp(ended, UTC).isoformat(timespec="microseconds")[:26] + "Z"
-        return [
-            _KINDS[kind],
-            running.job_id,
-            running.id,
-            running.queue_name,
-            running.started,
-            ended,
-            moment,
-            tries,
-            ending.delay_seconds if isinstance(ending, AskedAgain) else 0,
-            Result.Type.STOPPED.value if kind is Stopped and running.is_arqs else _TYPES[kind],
-            value,
-            text,
-            ttl,
-            "" if stream_ttl is None else stream_ttl,
-            len(result_fields) // 2,
-            len(job_fields) // 2,
-            *result_fields,
-            *job_fields,
-        ]
+        moment = datetime.fromtimestamp(ended, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        line = (
+            f"{_KINDS[kind]} {running.job_id} {running.id} {running.started!r} {ended!r} {moment} {tries} "
+            f"{ending.delay_seconds if isinstance(ending, AskedAgain) else 0} {result_type} {ttl} "
+            f"{'-' if stream_ttl is None else stream_ttl} {len(result_fields) // 2} {len(job_fields) // 2} "
+            f"{running.queue_name}"
+        )
+        return [line, *result_fields, *job_fields]
 
     def _dumps(self, running: Running, value: Any) -> bytes:
         try:
@@ -176,13 +159,21 @@ class Settler:
         return ending
 
     def _result_fields(self, running: Running, ending: Ending) -> list[Any]:
-        """Arq's fields beside RQ's: the try, and the exception itself where pickle is trusted anyway."""
+        """RQ's, and arq's beside them: the try, and the exception itself where pickle is trusted anyway."""
+        fields: list[Any] = []
+        if isinstance(ending, Succeeded):
+            if ending.value is not None:
+                fields += ("return_value", b64encode(self._dumps(running, ending.value)))
+        elif isinstance(ending, Errored):
+            fields += ("exc_string", _packed(ending.exc_string))
+        elif isinstance(ending, Stopped):
+            fields += ("exc_string", _packed(_STOPPED_TEXT))
         if not running.is_arqs:
-            return []
-        fields: list[Any] = ["job_try", running.job_try]
+            return fields
+        fields += ("job_try", running.job_try)
         if isinstance(ending, Errored) and self._worker.trusts_redis:
             try:
-                fields += ["exception", b64encode(pickle.dumps(ending.error))]
+                fields += ("exception", b64encode(pickle.dumps(ending.error)))
             except Exception as exc:  # noqa: BLE001 - an exception may hold anything; its traceback is kept
                 logger.debug("job %s: its exception cannot be pickled: %s", running.job_id, exc)
         return fields
@@ -239,6 +230,10 @@ class Settler:
         except Exception as exc:  # noqa: BLE001 - a callback of the user's: the job fails, as with RQ
             info = (type(exc), exc, exc.__traceback__)
             worker.handle_job_failure(job, queue, exc_string=format_exc_info(info), execution=running)
+
+
+def _packed(text: str) -> bytes:
+    return b64encode(zlib.compress(text.encode("utf-8", "replace")))
 
 
 def _is_over(ending: Ending) -> bool:

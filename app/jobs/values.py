@@ -3,7 +3,7 @@
 import logging
 import os
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from enum import Enum
 from functools import lru_cache
 from typing import Any
@@ -106,18 +106,22 @@ class Retry(RuntimeError):
 
 def displayed(moment: datetime) -> datetime:
     """A moment in the zone that ARQ_TIMEZONE (or TIMEZONE, in either case) names, else in UTC."""
-    for variable in _ZONE_VARIABLES:
-        name = os.environ.get(variable)
-        zone = _zone(name) if name else None
-        if zone is not None:
-            return moment.astimezone(zone)
-    return moment.astimezone(UTC)
+    return moment.astimezone(display_zone())
 
 
 @lru_cache
-def _zone(name: str) -> ZoneInfo | None:
-    try:
-        return ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError):  # a path, a folder: all mean that there is no such zone
-        logger.warning("unknown timezone: %r", name)
-        return None
+def display_zone() -> tzinfo:
+    """The zone of `displayed`; as arq, the environment is read once."""
+    for variable in _ZONE_VARIABLES:
+        name = os.environ.get(variable)
+        if not name:
+            continue
+        try:
+            return ZoneInfo(name)
+        except (
+            ZoneInfoNotFoundError,
+            ValueError,
+            OSError,
+        ):  # a path, a folder: no such zone
+            logger.warning("unknown timezone: %r", name)
+    return UTC

@@ -1,0 +1,95 @@
+"""Redis scripts of the clients: enqueueing in batches, aborting."""
+
+from app.jobs.lua import PRELUDE
+
+ENQUEUE = (
+    PRELUDE
+    + """
+-- KEYS rq:queues.  ARGV prefix; then for each job its serialized call, its description, before them one line of:
+--      id, when ('-' at once, '+5' in 5 s, else unix s), most seconds from then until its start, time as RQ writes
+--      it, timeout, result_ttl, failure_ttl (s, '-' none), number of its first try, 1 to replace one that is over,
+--      queue
+-- As rq.scripts.UNIQUE_ENQUEUE_SCRIPT and UNIQUE_SCHEDULE_SCRIPT; empty fields, which RQ reads as missing, are
+-- left out, and expires_at, job_try are ours. Answer: 1 for each job, 0 where its id is taken
+local made, seen = {}, {}
+local LINE = '^' .. string.rep('(%S+) ', 9) .. '(.*)$'
+local over = {finished = true, failed = true, stopped = true, canceled = true}
+
+local function is_taken(id, queue, replace)
+    local status = redis.call('HGET', job_key(id), 'status')
+    if status and replace and over[status] then
+        redis.call('DEL', job_key(id), prefix .. ':results:' .. id)
+        for _, registry in ipairs({'finished', 'failed', 'canceled'}) do
+            redis.call('ZREM', prefix .. ':' .. registry .. ':' .. queue, id)
+        end
+        return false
+    end
+    return status or redis.call('EXISTS', job_key(id)) == 1
+end
+
+local function enqueue(line, data, description)
+    local id, when, expires, moment, timeout, result_ttl, failure_ttl, tries, replace, queue =
+        string.match(line, LINE)
+    if is_taken(id, queue, replace == '1') then return 0 end
+    local due = when ~= '-' and tonumber(when) or now
+    if string.sub(when, 1, 1) == '+' then due = now + due end
+    local is_due = due <= now
+    tries = tonumber(tries)
+    local fields = {'created_at', moment, 'data', data, 'origin', queue, 'description', description,
+        'status', is_due and 'queued' or 'scheduled', 'retries_left', math.max(0, 5 - tries)}
+    local function add(name, value)
+        if value ~= '-' then
+            fields[#fields + 1] = name
+            fields[#fields + 1] = value
+        end
+    end
+    add('enqueued_at', is_due and moment or '-')
+    add('timeout', timeout)
+    add('result_ttl', result_ttl)
+    add('failure_ttl', failure_ttl)
+    add('job_try', tries > 1 and tries - 1 or '-')
+    if expires ~= '-' then add('expires_at', string.format('%.3f', math.max(due, now) + tonumber(expires))) end
+    redis.call('HSET', job_key(id), unpack(fields))
+    if expires ~= '-' then
+        -- a day later, should no worker of ours be there to say that it has expired
+        redis.call('EXPIRE', job_key(id), math.ceil(math.max(0, due - now) + tonumber(expires)) + 86400)
+    end
+    if is_due then
+        redis.call('RPUSH', prefix .. ':queue:' .. queue, id)
+    else
+        redis.call('ZADD', prefix .. ':scheduled:' .. queue, string.format('%.6f', due), id)
+    end
+    if not seen[queue] then
+        seen[queue] = true
+        redis.call('SADD', KEYS[1], prefix .. ':queue:' .. queue)
+    end
+    return 1
+end
+
+for at = 2, #ARGV, 3 do made[#made + 1] = enqueue(ARGV[at], ARGV[at + 1], ARGV[at + 2]) end
+return made
+"""
+)
+
+ABORT = (
+    PRELUDE
+    + """
+-- ARGV prefix, id, its field that marks an abort, channel of commands without the worker's name, the command
+-- A running job's worker is told; one that waits goes to the head of its queue, where a worker records its end.
+-- Answer: 1, or 0 where there is nothing to abort
+local id, key = ARGV[2], job_key(ARGV[2])
+local status, worker, queue = unpack(redis.call('HMGET', key, 'status', 'worker_name', 'origin'))
+if status == 'started' then
+    redis.call('HSET', key, ARGV[3], '1')
+    redis.call('PUBLISH', ARGV[4] .. (worker or ''), ARGV[5])
+    return 1
+end
+if not queue or not (status == 'queued' or status == 'scheduled' or status == 'deferred') then return 0 end
+redis.call('HSET', key, ARGV[3], '1', 'status', 'queued')
+redis.call('ZREM', prefix .. ':scheduled:' .. queue, id)
+redis.call('ZREM', prefix .. ':deferred:' .. queue, id)
+redis.call('LREM', prefix .. ':queue:' .. queue, 1, id)
+redis.call('LPUSH', prefix .. ':queue:' .. queue, id)
+return 1
+"""
+)
