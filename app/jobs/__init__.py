@@ -3,10 +3,20 @@
 A package of its own: it imports nothing else of Sluice. See README, "The queue".
 """
 
+from app.jobs.arq_worker import (
+    FailedJobs,
+    Worker,
+    check_health,
+    create_worker,
+    get_kwargs,
+    run_worker,
+)
 from app.jobs.budget import Budget, QueueUnavailable
 from app.jobs.client import ArqRedis, connect_lazily, create_pool, log_redis_info
+from app.jobs.cron import CronJob, cron
 from app.jobs.enqueue import JobRequest
 from app.jobs.functions import Function, RetryJob, func
+from app.jobs.health import async_check_health
 from app.jobs.job import Job
 from app.jobs.settings import RedisSettings
 from app.jobs.values import (
@@ -27,7 +37,9 @@ __all__ = [
     "ArqRedis",
     "AsyncWorker",
     "Budget",
+    "CronJob",
     "DeserializationError",
+    "FailedJobs",
     "Function",
     "Job",
     "JobDef",
@@ -42,10 +54,17 @@ __all__ = [
     "Retry",
     "RetryJob",
     "SerializationError",
+    "Worker",
+    "async_check_health",
+    "check_health",
     "connect_lazily",
     "create_pool",
+    "create_worker",
+    "cron",
     "func",
+    "get_kwargs",
     "jobs_status",
     "log_redis_info",
+    "run_worker",
     "view_job",
 ]

@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rq.exceptions import DeserializationError
+from rq.exceptions import DeserializationError as RQDeserializationError
 from rq.queue import Queue
 from rq.timeouts import JobTimeoutException, TimerDeathPenalty
 
 from app.jobs.functions import Function
 from app.jobs.running import Running
 from app.jobs.trampoline import TRAMPOLINE, function_name, import_by_name
-from app.jobs.values import JobExecutionFailed
+from app.jobs.values import DeserializationError, JobExecutionFailed
 
 JobFunction = Callable[..., Any]
 
@@ -96,7 +96,9 @@ class CallReader:
         except JobRefused:
             raise
         except Exception as exc:
-            raise DeserializationError from exc
+            if running.is_arqs:
+                raise DeserializationError("unable to deserialize job") from exc
+            raise RQDeserializationError from exc
         if self._most_bytes is not None:
             self._refuse(running, has_instance=instance is not None)
         running.is_arqs = name == TRAMPOLINE

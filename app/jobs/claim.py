@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+import anyio
 from rq.defaults import RQ_KEY_PREFIX
 from rq.queue import Queue
 from rq.registry import StartedJobRegistry
@@ -158,37 +159,24 @@ class Claimer:
 
     async def _wait_for_jobs(self) -> bool:
         """The queues are empty: until a slot is free or a job has come; False when there is nothing more to do."""
-        worker = self._worker
-        if self._burst:
-            if (
-                worker.executor.active_count == 0
-                and worker.executor.unsettled_count == 0
-                and not await self._has_more()
-            ):
-                return False
-            if worker.executor.active_count or worker.executor.unsettled_count:
-                await self._changed.wait()
+        if self._changed.is_set():  # while the claim was on its way: a job may be back in its queue
             return True
+        executor = self._worker.executor
+        is_working = executor.active_count > 0 or executor.unsettled_count > 0
+        if self._burst and not is_working and not await self._worker.burst_waits():
+            return False
         self._block()
         if self._max_idle_seconds is None:
             await self._changed.wait()
             return True
-        if worker.executor.active_count:
+        if is_working:
             self._busy_at = time.monotonic()
         left = self._max_idle_seconds - (time.monotonic() - self._busy_at)
         if left <= 0:
             return False
-        try:
-            async with asyncio.timeout(left):
-                await self._changed.wait()
-        except TimeoutError:
-            pass
+        with anyio.move_on_after(left):
+            await self._changed.wait()
         return True
-
-    async def _has_more(self) -> bool:
-        """Whether a burst has to wait for jobs that are due later, as arq's does."""
-        more: bool = await self._worker.burst_waits()
-        return more
 
     def _block(self) -> None:
         """Have the first job of each queue wake us, on one connection a queue: no polling."""

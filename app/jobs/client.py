@@ -65,6 +65,7 @@ class ArqRedis(aioredis.Redis):
         self.expires_extra_ms = expires_extra_ms
         self.serializer = choose_serializer(serializer, job_serializer, job_deserializer)
         super().__init__(**kwargs)
+        self.settings: RedisSettings | None = None  # how to reach the same Redis, where that is known
         self._breaker = None if budget is None else CircuitBreaker(budget, _place_of(self))
         self._enqueue_script = self.register_script(ENQUEUE)
         self._coalescer: Coalescer[PackedJob, bool] = Coalescer(self._enqueue)
@@ -216,6 +217,7 @@ def connect_lazily(
         serializer=serializer,
         budget=budget,
     )
+    client.settings = settings
     client.auto_close_connection_pool = True  # the pool is this client's own
     return client
 

@@ -42,7 +42,7 @@ def _obey(worker: "AsyncWorker", raw: bytes) -> None:
         worker.request_shutdown()
     elif name in {"stop-job", "stop-execution", "kill-horse"}:
         stopped = worker.executor.stop(lambda running: _is_meant(running, name, command, worker.allow_abort_jobs))
-        if not stopped:
+        if not stopped and not command.get("abort"):
             logger.warning("Worker %s: %s: no such job runs here", worker.name, name)
 
 

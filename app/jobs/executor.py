@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import rq.job
 from rq.timeouts import JobTimeoutException
 
+from app.jobs.arq_log import log_end, log_start
 from app.jobs.calls import Call, JobRefused, perform, timeout_of
 from app.jobs.functions import RetryJob
 from app.jobs.ids import from_rq_id
@@ -74,10 +75,16 @@ class Executor:
         Raises:
             anything that is wrong with it.
         """
-        if running.raw.get(ABORT_FIELD.encode()) and self._worker.allow_abort_jobs:
+        is_aborted = bool(running.raw.get(ABORT_FIELD.encode())) and self._worker.allow_abort_jobs
+        try:
+            running.call = call = self._worker.reader.read(running)
+        except Exception:
+            if not is_aborted:
+                raise
+            return Stopped()
+        if is_aborted:
             running.is_arqs = True  # nobody else leaves that mark
             return Stopped()
-        running.call = call = self._worker.reader.read(running)
         if not call.is_arqs:
             return None
         expires_at = running.raw.get(b"expires_at")
@@ -110,7 +117,9 @@ class Executor:
 
     async def _perform_arqs(self, running: Running, call: Call, timeout_seconds: float) -> Any:
         worker = self._worker
-        ctx = running.ctx = arq_context(running, worker.ctx, worker.arq_redis)
+        ctx = running.ctx = arq_context(running, worker.ctx, worker.arq_redis or worker.redis)
+        if worker.log_arqs_jobs:
+            log_start(running, worker.redis_time())
         await self._hook(worker.on_job_start, ctx)
         try:
             return await perform(call, (ctx, *call.args), timeout_seconds)
@@ -145,10 +154,12 @@ class Executor:
             worker.jobs_complete += 1
         elif isinstance(ending, Errored | Stopped):
             worker.jobs_failed += 1
-            if isinstance(ending, Errored) and not running.needs_rq(ending):
-                self._log(running, ending)
         else:
             worker.jobs_retried += 1
+        if worker.log_arqs_jobs and running.is_arqs:
+            log_end(running, ending, worker.redis_time(), with_results=worker.log_results)
+        elif isinstance(ending, Errored) and not running.needs_rq(ending):
+            self._log(running, ending)
         worker.settler.put(running, ending)
 
     def _log(self, running: Running, ending: Errored) -> None:
@@ -178,7 +189,7 @@ class Executor:
         if error is None:
             return Succeeded(task.result())
         if running.is_arqs and self._worker.retry_jobs and isinstance(error, Retry | RetryJob):
-            return AskedAgain(error.defer_seconds if isinstance(error, Retry) else 0.0)
+            return AskedAgain(error.defer_seconds if isinstance(error, Retry) else None)
         return Errored(error)
 
     async def settled(self, batch: Sequence[Settlement], late: set[str]) -> None:
@@ -186,6 +197,8 @@ class Executor:
         hook = self._worker.after_job_end
         for each in batch:
             self.running.pop(each.running.id, None)
+            if isinstance(each.ending, AskedAgain):
+                self._worker.upkeep.expect_delayed()
             if hook is not None and each.running.ctx is not None and each.running.id not in late:
                 try:
                     await hook(each.running.ctx)

@@ -143,7 +143,7 @@ class Job:
         if kind == _RETRIED:
             self._seen = as_text(entries[0][0])
             return None
-        definition = self._definition(raw) if raw else JobDef("", (), {}, None, None, None, self.job_id)
+        definition = self._known_definition(raw)
         return JobResult(
             function=definition.function,
             args=definition.args,
@@ -232,6 +232,15 @@ class Job:
             raise TimeoutError
         block = _WAIT_MS if left is None else max(1, min(_WAIT_MS, int(left * 1000)))
         await _awaited(self._redis.xread({self._results_key: self._seen}, count=1, block=block))
+
+    def _known_definition(self, raw: Mapping[bytes, bytes]) -> JobDef:
+        """Of a job that is over: it may be so because nobody could read it, or its record may be gone."""
+        try:
+            if raw:
+                return self._definition(raw)
+        except DeserializationError:
+            pass
+        return JobDef("<unknown>", (), {}, None, None, None, self.job_id)
 
     def _definition(self, raw: Mapping[bytes, bytes]) -> JobDef:
         try:

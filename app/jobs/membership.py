@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 from rq import worker_registration
+from rq.group import Group
 from rq.queue import Queue
 from rq.rate_limit import RateLimitRegistry
 from rq.registry import DeferredJobRegistry, FailedJobRegistry, FinishedJobRegistry, ReadyJobRegistry
@@ -82,6 +83,11 @@ class RegisteredWorker(Worker):
             worker_registration.clean_worker_registry(queue)
             queue.release_maintenance_lock()
         self.last_cleaned_at = now()  # type: ignore[assignment]  # RQ types it None
+
+    def clean_group_registries(self) -> None:
+        """RQ's, without telling."""
+        if Group.acquire_maintenance_lock(self.connection, max(int(self.maintenance_interval) - 1, 1)):
+            Group.clean_registries(connection=self.connection)
 
     @property
     def has_own_failure_rules(self) -> bool:

@@ -38,9 +38,9 @@ class Errored:
 
 @dataclass(frozen=True, slots=True)
 class AskedAgain:
-    """It wants to run again after a delay."""
+    """It wants to run again, after a delay or (None) at once."""
 
-    delay_seconds: float
+    delay_seconds: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,8 @@ class Running(Execution):
         self.serializer = serializer
         self.job_try = int(raw.get(b"job_try") or 0) + 1
         self.call: Call | None = None
-        self.is_arqs = False  # enqueued by arq's API: its rules apply
+        # enqueued by arq's API, so that its rules apply; what cannot be read is known by a field that RQ always writes
+        self.is_arqs = b"success_callback_name" not in raw
         self.ctx: dict[str, Any] | None = None
         self.task: asyncio.Task[Any] | None = None
         self.is_stopped = False

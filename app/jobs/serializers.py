@@ -1,6 +1,5 @@
 """Which serializer a client uses: RQ's (`dumps` and `loads`), or arq's two functions dressed as one."""
 
-import inspect
 import pickle
 import time
 from collections.abc import Callable
@@ -28,6 +27,7 @@ class ArqSerializer:
     ) -> None:
         self._dumps = job_serializer or pickle.dumps
         self._loads = job_deserializer or pickle.loads
+        self.__qualname__ = type(self).__qualname__  # RQ's workers ask their serializer for it
 
     @property
     def unpickles(self) -> bool:
@@ -74,7 +74,7 @@ def choose_serializer(
 
 def serializer_of(given: "Serializer | DictDeserializer | str") -> Serializer:
     """An RQ serializer from one, its name, or arq's deserializer."""
-    if inspect.isroutine(given):
+    if callable(given) and not hasattr(given, "loads"):
         return ArqSerializer(None, given)
     return resolve_serializer(given)  # type: ignore[arg-type]  # a serializer or its name
 

@@ -8,6 +8,7 @@ from urllib.parse import parse_qs, unquote, urlparse
 
 from redis import Redis, SSLConnection
 from redis import asyncio as aioredis
+from redis.asyncio.connection import SSLConnection as AsyncSSLConnection
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.asyncio.sentinel import Sentinel as AsyncSentinel
 from redis.backoff import NoBackoff
@@ -149,8 +150,8 @@ def _sentinel_hosts(settings: RedisSettings) -> Sequence[tuple[str, int]]:
     return settings.host
 
 
-def settings_of(connection: Redis | None) -> RedisSettings:
-    """The settings behind a sync client that somebody else made, such as RQ's command line."""
+def settings_of(connection: Redis | aioredis.Redis | None) -> RedisSettings:
+    """The settings behind a client that somebody else made, such as RQ's command line."""
     if connection is None:
         return RedisSettings()
     given = connection.connection_pool.connection_kwargs
@@ -161,7 +162,7 @@ def settings_of(connection: Redis | None) -> RedisSettings:
         database=given.get("db") or 0,
         username=given.get("username"),
         password=given.get("password"),
-        ssl=issubclass(connection.connection_pool.connection_class, SSLConnection),
+        ssl=issubclass(connection.connection_pool.connection_class, SSLConnection | AsyncSSLConnection),
         ssl_keyfile=given.get("ssl_keyfile"),
         ssl_certfile=given.get("ssl_certfile"),
         ssl_ca_certs=given.get("ssl_ca_certs"),

@@ -133,7 +133,7 @@ class Settler:
         moment = datetime.fromtimestamp(ended, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         line = (
             f"{_KINDS[kind]} {running.job_id} {running.id} {running.started!r} {ended!r} {moment} {tries} "
-            f"{ending.delay_seconds if isinstance(ending, AskedAgain) else 0} {result_type} {ttl} "
+            f"{(isinstance(ending, AskedAgain) and ending.delay_seconds) or 0} {result_type} {ttl} "
             f"{'-' if stream_ttl is None else stream_ttl} {len(result_fields) // 2} {len(job_fields) // 2} "
             f"{running.queue_name}"
         )
@@ -154,7 +154,7 @@ class Settler:
         try:
             running.serializer.dumps(ending.value)
         except Exception as exc:  # noqa: BLE001 - whatever the serializer raises
-            logger.warning("job %s: its result cannot be serialized: %s", running.job_id, exc)
+            logger.warning("error serializing result of %s: %s", running.job_id, exc)
             return Errored(SerializationError("unable to serialize result"))
         return ending
 

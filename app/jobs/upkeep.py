@@ -5,6 +5,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
+import anyio
 from redis.exceptions import RedisError
 from rq.defaults import RQ_KEY_PREFIX
 from rq.job import Job as RQJob
@@ -36,6 +37,7 @@ class Upkeep:
         self._worker = worker
         self._move_due_script = worker.redis.register_script(MOVE_DUE)
         self._take_back_script = worker.redis.register_script(TAKE_BACK)
+        self._some_delayed = asyncio.Event()
         self._unstick_script = worker.redis.register_script(UNSTICK)
         # by intermediate list: when each id (bytes, it may be anything) was first seen there
         self._first_seen: dict[str, dict[bytes, float]] = {}
@@ -43,19 +45,29 @@ class Upkeep:
     async def run(self) -> None:
         """Look for due jobs every `poll_seconds` and for lost ones twice a lease, until cancelled."""
         worker = self._worker
-        next_repair = time.monotonic() + worker.lease_seconds / 2
-        await worker.until_redis_answers(self._repair)
+        next_repair = 0.0
         while True:
-            pauses = [worker.poll_seconds, await worker.until_redis_answers(self.move_due)]
-            if worker.on_tick is not None:
-                pauses.append(await worker.on_tick())
             if time.monotonic() >= next_repair:
                 await worker.until_redis_answers(self._repair)
                 next_repair = time.monotonic() + worker.lease_seconds / 2
+            self._some_delayed.clear()
+            pause = await self.tick()
             if worker.should_run_maintenance_tasks:
                 await worker.until_redis_answers(self._run_rqs_maintenance)
-            pause = min(each for each in pauses if each is not None)
-            await asyncio.sleep(max(pause, _SHORTEST_PAUSE_SECONDS))
+            with anyio.move_on_after(max(pause, _SHORTEST_PAUSE_SECONDS)):
+                await self._some_delayed.wait()
+
+    async def tick(self) -> float:
+        """Move due jobs and do what else is due; seconds until it is to be done again."""
+        worker = self._worker
+        pauses: list[float | None] = [worker.poll_seconds, await worker.until_redis_answers(self.move_due)]
+        if worker.on_tick is not None:
+            pauses.append(await worker.until_redis_answers(worker.on_tick))
+        return min(each for each in pauses if each is not None)
+
+    def expect_delayed(self) -> None:
+        """A job was delayed here: it may be due before the next look."""
+        self._some_delayed.set()
 
     async def _run_rqs_maintenance(self) -> None:
         """RQ's own clean-ups, which raise on ids that are none; they must not end the worker."""
@@ -70,10 +82,13 @@ class Upkeep:
 
     async def move_due(self) -> float | None:
         """Put jobs that are due into their queues; seconds until the next one is due, None if there is none."""
+        worker = self._worker
         keys = [Queue.redis_queues_keys]
-        for queue in self._worker.queues:
+        for queue in worker.queues:
             registry = ScheduledJobRegistry.key_template.format(queue.name)
             keys += (registry, queue.key, RQScheduler.get_locking_key(queue.name))
+        if not await worker.redis.exists(*keys[1::3]):  # one plain command while nothing is scheduled
+            return None
         arguments: list[Any] = [RQ_KEY_PREFIX, _MOST_AT_ONCE, utcformat(now()), _LOCK_MARK, _LOCK_SECONDS]
         soonest, moved = await self._move_due_script(keys, arguments)
         if moved == _MOST_AT_ONCE:

@@ -62,7 +62,6 @@ class AsyncWorker(RegisteredWorker):
         redis_settings: RedisSettings | None = None,
         functions: Sequence[Function | JobFunction] | None = None,
         ctx: dict[str, Any] | None = None,
-        redis_pool: aioredis.Redis | None = None,
         max_jobs: int = 10,
         max_tries: int = 5,
         job_timeout: float = 300.0,
@@ -74,6 +73,8 @@ class AsyncWorker(RegisteredWorker):
         on_job_end: Hook | None = None,
         after_job_end: Hook | None = None,
         on_tick: Tick | None = None,
+        log_arqs_jobs: bool = False,
+        log_results: bool = True,
         poll_seconds: float = 1.0,
         burst_waits_for_deferred: bool = False,
         max_body_bytes: int = _MOST_BODY_BYTES,
@@ -99,6 +100,7 @@ class AsyncWorker(RegisteredWorker):
         self.retry_jobs, self.allow_abort_jobs = retry_jobs, allow_abort_jobs
         self.on_job_start, self.on_job_end, self.after_job_end = on_job_start, on_job_end, after_job_end
         self.on_tick, self.poll_seconds = on_tick, poll_seconds
+        self.log_arqs_jobs, self.log_results = log_arqs_jobs, log_results
         self.burst_waits_for_deferred = burst_waits_for_deferred
         self.lease_seconds, self.shutdown_grace_seconds = lease_seconds, shutdown_grace_seconds
         self.ctx = {} if ctx is None else ctx
@@ -108,10 +110,11 @@ class AsyncWorker(RegisteredWorker):
         self.trusts_redis = may_unpickle(self.serializer)
         self.reader = CallReader(FunctionTable(functions), None if self.trusts_redis else max_body_bytes)
         self.executor = Executor(self)
-        self._redis_pool = redis_pool
+        self.arq_redis: aioredis.Redis | None = None  # what arq's functions get; None: this worker's own
         self._clock = time.time() - time.monotonic()
         self._claimer: Claimer | None = None
         self._idle = asyncio.Event()
+        self.stop_event = anyio.Event()
         self._signalled_at = 0.0
         self._broken_by: Exception | None = None
 
@@ -134,6 +137,7 @@ class AsyncWorker(RegisteredWorker):
         """
         self._loop = asyncio.get_running_loop()
         self.stop_event = stop or anyio.Event()
+        self.is_cold, self._broken_by = False, None
         before = self.executor.started_count
         stack = AsyncExitStack()
         try:
@@ -157,7 +161,6 @@ class AsyncWorker(RegisteredWorker):
         # blocking pops and subscriptions wait for longer than an answer may take
         self.blocking_redis = aioredis.Redis.from_pool(async_pool(self.redis_settings, socket_timeout=None))
         stack.push_async_callback(self.blocking_redis.aclose)
-        self.arq_redis = self._redis_pool or self.redis
         self.settler = Settler(self)
 
     def work(  # noqa: PLR0917 - RQ's signature
@@ -214,10 +217,10 @@ class AsyncWorker(RegisteredWorker):
     ) -> None:
         """Services and claiming in one group: a service that breaks ends the worker, loudly."""
         self._claimer = Claimer(self, burst=burst, job_limit=job_limit, max_idle_seconds=max_idle_seconds)
-        upkeep = Upkeep(self)
+        self.upkeep = upkeep = Upkeep(self)
         async with asyncio.TaskGroup() as group:
             if burst:
-                await self.until_redis_answers(upkeep.move_due)
+                await upkeep.tick()
             services = [group.create_task(each) for each in (listen(self), upkeep.run(), self.settler.run())]
             try:
                 await self._claim(group.create_task(self._claimer.run()))
@@ -292,6 +295,7 @@ class AsyncWorker(RegisteredWorker):
         if not self.burst_waits_for_deferred:
             return False
         keys = [ScheduledJobRegistry.key_template.format(queue.name) for queue in self.queues]
+        keys += self.queue_keys()  # where the upkeep may just have moved them
         return bool(await self.until_redis_answers(lambda: self.redis.exists(*keys)))
 
     def report_lost(self, execution_id: str) -> None:

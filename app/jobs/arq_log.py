@@ -1,0 +1,91 @@
+"""The lines that arq logs of its jobs (arq 0.28, `arq.worker`), under its logger's name."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from app.jobs.ids import from_rq_id
+from app.jobs.running import AskedAgain, Ending, Errored, GivenBack, Running, Stopped, Succeeded
+from app.jobs.values import JobExecutionFailed
+
+logger = logging.getLogger("arq.worker")
+
+_MOST_SHOWN = 80
+_LATE_SECONDS = 1.2
+
+
+def log_start(running: Running, now: float) -> None:
+    """A job begins; `now` is Redis' time in unix seconds."""
+    call, ctx = running.call, running.ctx
+    if call is None or ctx is None or not logger.isEnabledFor(logging.INFO):
+        return
+    late = now - ctx["score"] / 1000
+    extra = f" try={running.job_try}" if running.job_try > 1 else ""
+    if late > _LATE_SECONDS:
+        extra += f" delayed={late:0.2f}s"
+    waited = now - ctx["enqueue_time"].timestamp()
+    logger.info("%6.2fs → %s(%s)%s", waited, _ref(running), shown_arguments(call.args, call.kwargs), extra)
+
+
+def log_end(running: Running, ending: Ending, now: float, *, with_results: bool) -> None:
+    """A job has ended, or run for nothing."""
+    took, ref = now - running.started, _ref(running)
+    if isinstance(ending, Succeeded):
+        if logger.isEnabledFor(logging.INFO):
+            shown = _shown(ending.value) if with_results and ending.value is not None else ""
+            logger.info("%6.2fs ← %s ● %s", took, ref, shown)
+    elif isinstance(ending, AskedAgain):
+        if ending.delay_seconds is None:
+            logger.info("%6.2fs ↻ %s cancelled, will be run again", took, ref)
+        else:
+            logger.info("%6.2fs ↻ %s retrying job in %0.2fs", took, ref, ending.delay_seconds)
+    elif isinstance(ending, GivenBack):
+        logger.info("%6.2fs ↻ %s cancelled, will be run again", took, ref)
+    elif isinstance(ending, Stopped):
+        logger.info("%6.2fs ⊘ %s aborted%s", took, ref, "" if running.task else " before start")
+    else:
+        _log_failure(running, ending, took, ref)
+
+
+def _log_failure(running: Running, ending: Errored, took: float, ref: str) -> None:
+    error = ending.error
+    if isinstance(error, JobExecutionFailed) and running.task is None:
+        if running.call is None:
+            logger.warning("job %s, %s", from_rq_id(running.job_id), error)
+        else:
+            logger.warning("%6.2fs ! %s %s", took, ref, error)
+        return
+    extra = getattr(error, "extra", None)
+    logger.error(
+        "%6.2fs ! %s failed, %s: %s",
+        took,
+        ref,
+        type(error).__name__,
+        error,
+        exc_info=(type(error), error, error.__traceback__),
+        extra={"extra": extra() if callable(extra) else extra},
+    )
+
+
+def shown_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """Arguments as they would be written in a call, at most 80 characters of them."""
+    return _cut(", ".join([*map(repr, args), *(f"{name}={value!r}" for name, value in sorted(kwargs.items()))]))
+
+
+def _shown(value: Any) -> str:
+    try:
+        return _cut(repr(value))
+    except Exception:  # noqa: BLE001 - a line in a log must not fail a job that succeeded
+        return f"<{type(value).__name__} that cannot be shown>"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MOST_SHOWN else text[: _MOST_SHOWN - 1] + "…"
+
+
+def _ref(running: Running) -> str:
+    job_id = from_rq_id(running.job_id)
+    name = running.call.limits.name if running.call is not None and running.call.limits is not None else None
+    if name is None:
+        return job_id
+    return name if job_id.startswith(f"{name}:") else f"{job_id}:{name}"
