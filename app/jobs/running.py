@@ -129,7 +129,7 @@ class Running(Execution):
         self.serializer = serializer
         self.job_try = int(raw.get(b"job_try") or 0) + 1
         self.call: Call | None = None
-        # enqueued by arq's API, so that its rules apply; what cannot be read is known by a field that RQ always writes
+        # enqueued by arq's API, so that its rules apply; the unreadable is known by a field that RQ always writes
         self.is_arqs = b"success_callback_name" not in raw
         self.ctx: dict[str, Any] | None = None
         self.task: asyncio.Task[Any] | None = None
