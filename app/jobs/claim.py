@@ -8,7 +8,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-import anyio
 from rq.defaults import RQ_KEY_PREFIX
 from rq.queue import Queue
 from rq.registry import StartedJobRegistry
@@ -20,6 +19,7 @@ from app.jobs.lua import CLAIM
 from app.jobs.lua_upkeep import DISOWN
 from app.jobs.running import Running
 from app.jobs.settle import MOST_AT_ONCE
+from app.jobs.waiting import cancel_all, wait_at_most
 
 if TYPE_CHECKING:
     from app.jobs.worker import AsyncWorker
@@ -174,8 +174,7 @@ class Claimer:
         left = self._max_idle_seconds - (time.monotonic() - self._busy_at)
         if left <= 0:
             return False
-        with anyio.move_on_after(left):
-            await self._changed.wait()
+        await wait_at_most(self._changed, left)
         return True
 
     def _block(self) -> None:
@@ -197,6 +196,4 @@ class Claimer:
         self._changed.set()
 
     async def _unblock(self) -> None:
-        for task in self._blocked.values():
-            task.cancel()
-        await asyncio.gather(*self._blocked.values(), return_exceptions=True)
+        await cancel_all(self._blocked.values())

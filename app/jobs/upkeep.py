@@ -5,7 +5,6 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
-import anyio
 from redis.exceptions import RedisError
 from rq.defaults import RQ_KEY_PREFIX
 from rq.job import Job as RQJob
@@ -17,6 +16,7 @@ from rq.utils import as_text, now, parse_composite_key, utcformat
 from app.jobs.lua_upkeep import MOVE_DUE, TAKE_BACK, UNSTICK
 from app.jobs.running import Running
 from app.jobs.values import JobExecutionFailed
+from app.jobs.waiting import wait_at_most
 
 if TYPE_CHECKING:
     from app.jobs.worker import AsyncWorker
@@ -54,8 +54,7 @@ class Upkeep:
             pause = await self.tick()
             if worker.should_run_maintenance_tasks:
                 await worker.until_redis_answers(self._run_rqs_maintenance)
-            with anyio.move_on_after(max(pause, _SHORTEST_PAUSE_SECONDS)):
-                await self._some_delayed.wait()
+            await wait_at_most(self._some_delayed, max(pause, _SHORTEST_PAUSE_SECONDS))
 
     async def tick(self) -> float:
         """Move due jobs and do what else is due; seconds until it is to be done again."""

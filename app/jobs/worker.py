@@ -31,6 +31,7 @@ from app.jobs.serializers import may_unpickle
 from app.jobs.settings import RedisSettings, async_pool, settings_of, sync_client
 from app.jobs.settle import Settler
 from app.jobs.upkeep import Upkeep
+from app.jobs.waiting import cancel_all, wait_at_most
 
 _LONGEST_PAUSE_SECONDS = 2.0
 _ANSWER_SECONDS = 10.0
@@ -227,8 +228,7 @@ class AsyncWorker(RegisteredWorker):
                 await self._wind_down()
             finally:
                 self.executor.give_back_all()
-                for service in services:
-                    service.cancel()
+                await cancel_all(services)
 
     async def _claim(self, claiming: "asyncio.Task[None]") -> None:
         """Until the claimer ends or the worker is told to stop; a claim under way then has a second to end."""
@@ -238,9 +238,7 @@ class AsyncWorker(RegisteredWorker):
             self.wake()
             await asyncio.wait({claiming}, timeout=_LAST_CLAIM_SECONDS)
         finally:
-            for task in (claiming, stopped):
-                task.cancel()
-            await asyncio.wait({claiming, stopped})
+            await cancel_all((claiming, stopped))
 
     async def _wind_down(self) -> None:
         """Let running jobs finish within the grace, give the rest back, and settle them all."""
@@ -250,10 +248,10 @@ class AsyncWorker(RegisteredWorker):
         await self._wait_until_idle(_SETTLE_SECONDS)
 
     async def _wait_until_idle(self, seconds: float) -> None:
-        with anyio.move_on_after(seconds):
-            while self.executor.running:
-                self._idle.clear()
-                await self._idle.wait()
+        until = time.monotonic() + seconds
+        while self.executor.running and time.monotonic() < until:
+            self._idle.clear()
+            await wait_at_most(self._idle, until - time.monotonic())
 
     @property
     def running(self) -> dict[str, Running]:
@@ -327,6 +325,4 @@ class AsyncWorker(RegisteredWorker):
                 return True
             return False
         finally:
-            for waiting in (registration, stopped):
-                waiting.cancel()
-            await asyncio.gather(registration, stopped, return_exceptions=True)
+            await cancel_all((registration, stopped))
