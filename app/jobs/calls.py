@@ -19,6 +19,8 @@ from app.jobs.values import DeserializationError, JobExecutionFailed
 
 JobFunction = Callable[..., Any]
 
+_THREAD_GRACE_SECONDS = 0.5
+
 
 class JobTimedOut(JobTimeoutException):
     """RQ's timeout with a text of its own: `TimerDeathPenalty` rewrites the initialiser of the class it raises."""
@@ -148,7 +150,10 @@ async def perform(call: Call, args: Sequence[Any], timeout_seconds: float) -> An
         JobTimeoutException: it took longer than `timeout_seconds`.
         anything that the function raises.
     """
-    limit = asyncio.timeout(timeout_seconds if timeout_seconds > 0 else None)
+    most = timeout_seconds if timeout_seconds > 0 else None
+    if most is not None and not call.is_coroutine:
+        most += _THREAD_GRACE_SECONDS  # its own timer is to say where the function was
+    limit = asyncio.timeout(most)
     try:
         async with limit:
             if call.is_coroutine:
@@ -174,6 +179,9 @@ def timeout_of(running: Running, call: Call, default_seconds: float) -> float:
 def _call_sync(function: JobFunction, args: Sequence[Any], kwargs: dict[str, Any], timeout_seconds: float) -> Any:
     if timeout_seconds <= 0:
         return function(*args, **kwargs)
-    in_this_call = type("JobTimeoutException", (JobTimeoutException,), {})
-    with TimerDeathPenalty(timeout_seconds, in_this_call):
-        return function(*args, **kwargs)
+    in_this_call: type[JobTimeoutException] = type("JobTimeoutException", (JobTimeoutException,), {})
+    try:
+        with TimerDeathPenalty(timeout_seconds, in_this_call):
+            return function(*args, **kwargs)
+    except in_this_call as exc:
+        raise JobTimedOut(timeout_seconds) from exc

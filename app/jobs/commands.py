@@ -1,5 +1,6 @@
 """RQ's commands to a worker, over pub/sub (rq.command): stop-job, stop-execution, kill-horse, shutdown."""
 
+import asyncio
 import json
 import logging
 from typing import TYPE_CHECKING, Any
@@ -14,19 +15,21 @@ if TYPE_CHECKING:
 logger = logging.getLogger("rq.worker")
 
 
-async def listen(worker: "AsyncWorker") -> None:
-    """Obey commands until cancelled; subscribes again whenever Redis is back."""
+async def listen(worker: "AsyncWorker", listens: asyncio.Event) -> None:
+    """Obey commands until cancelled; subscribes again whenever Redis is back. `listens` is set once it has."""
     while True:
-        await worker.until_redis_answers(lambda: _listen_once(worker))
+        await worker.until_redis_answers(lambda: _listen_once(worker, listens))
 
 
-async def _listen_once(worker: "AsyncWorker") -> None:
+async def _listen_once(worker: "AsyncWorker", listens: asyncio.Event) -> None:
     subscription: PubSub = worker.blocking_redis.pubsub()
     try:
         await subscription.subscribe(worker.pubsub_channel_name)
         async for message in subscription.listen():
             if message["type"] == "message":
                 _obey(worker, message["data"])
+            else:
+                listens.set()
     finally:
         await subscription.aclose()
 
@@ -40,14 +43,16 @@ def _obey(worker: "AsyncWorker", raw: bytes) -> None:
         return
     if name == "shutdown":
         worker.request_shutdown()
-    elif name in {"stop-job", "stop-execution", "kill-horse"}:
+    elif name == "kill-horse":
+        worker.executor.kill_all()
+    elif name in {"stop-job", "stop-execution"}:
         stopped = worker.executor.stop(lambda running: _is_meant(running, name, command, worker.allow_abort_jobs))
         if not stopped and not command.get("abort"):
             logger.warning("Worker %s: %s: no such job runs here", worker.name, name)
 
 
 def _is_meant(running: Running, name: str, command: dict[str, Any], allows_abort: bool) -> bool:  # noqa: FBT001
-    if name == "stop-job":
-        is_allowed = running.is_arqs and allows_abort if command.get("abort") else True
-        return is_allowed and running.job_id == command.get("job_id")
-    return name == "kill-horse" or running.id == command.get("execution_id")
+    if name == "stop-execution":
+        return running.id == command.get("execution_id")
+    is_allowed = running.is_arqs and allows_abort if command.get("abort") else True
+    return is_allowed and running.job_id == command.get("job_id")

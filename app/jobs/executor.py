@@ -16,7 +16,7 @@ from app.jobs.calls import Call, JobRefused, perform, timeout_of
 from app.jobs.functions import RetryJob
 from app.jobs.ids import from_rq_id
 from app.jobs.job import ABORT_FIELD
-from app.jobs.running import AskedAgain, Ending, Errored, GivenBack, Running, Stopped, Succeeded
+from app.jobs.running import AskedAgain, Ending, Errored, GivenBack, Running, Stopped, Succeeded, WorkHorseKilled
 from app.jobs.settle import Settlement
 from app.jobs.values import JobExecutionFailed, Retry, displayed
 
@@ -182,6 +182,8 @@ class Executor:
         task = running.task
         if running.is_stopped or task is None:
             return Stopped()
+        if running.is_killed:
+            return Errored(WorkHorseKilled())
         if task.cancelled():
             may = self._worker.retry_jobs if running.is_arqs else running.is_given_back
             return GivenBack() if may else Errored(asyncio.CancelledError())
@@ -211,6 +213,14 @@ class Executor:
         meant = [each for each in self._unended() if is_meant(each)]
         for running in meant:
             running.is_stopped = True
+            running.cancel()
+        return len(meant)
+
+    def kill_all(self) -> int:
+        """Fail the running jobs, as if RQ's work horse had been killed; how many."""
+        meant = self._unended()
+        for running in meant:
+            running.is_killed = True
             running.cancel()
         return len(meant)
 

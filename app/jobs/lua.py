@@ -104,7 +104,7 @@ return {tostring(now), lost, started}
 SETTLE = (
     PRELUDE
     + """
--- KEYS worker, its executions.  ARGV prefix, '1' if the worker is idle afterwards; then for each job
+-- KEYS worker, its executions.  ARGV prefix; then for each job
 --      one line of: kind, id, execution id, start and end (unix s), end as RQ writes it, tries, delay (s), result
 --      type, ttl of the job, ttl of its results ('-' none), numbers of result fields and job fields, queue;
 --      then those fields
@@ -196,7 +196,7 @@ local function slice(first, count)
     return fields
 end
 
-local at, number = 3, 1
+local at, number = 2, 1
 while at <= #ARGV do
     local job = {}
     local results, fields
@@ -210,7 +210,7 @@ if #gone > 0 then redis.call('SREM', KEYS[2], unpack(gone)) end
 if totals.finished > 0 then redis.call('HINCRBY', KEYS[1], 'successful_job_count', totals.finished) end
 if totals.failed > 0 then redis.call('HINCRBY', KEYS[1], 'failed_job_count', totals.failed) end
 if seconds > 0 then redis.call('HINCRBYFLOAT', KEYS[1], 'total_working_time', string.format('%.6f', seconds)) end
-if ARGV[2] == '1' then redis.call('HSET', KEYS[1], 'state', 'idle') end
+if redis.call('EXISTS', KEYS[2]) == 0 then redis.call('HSET', KEYS[1], 'state', 'idle') end
 return answer
 """
 )

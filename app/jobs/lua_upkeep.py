@@ -114,6 +114,8 @@ for at = 6, #ARGV, 4 do
         redis.call('HSET', job_key(id), 'last_heartbeat', moment)
     elseif redis.call('EXISTS', job_key(id)) == 1 then
         lost[#lost + 1] = execution  -- no entry and no job: Redis lost its memory, and nobody else runs it
+        forget_execution(id, execution)
+        redis.call('SREM', KEYS[2], member)
     end
 end
 return {known, lost}

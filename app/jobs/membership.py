@@ -3,7 +3,6 @@
 import os
 import signal
 import socket
-from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -101,20 +100,18 @@ class RegisteredWorker(Worker):
     @property
     def executions(self) -> dict[str, Any]:
         """Claimed jobs that are not settled yet, by execution id."""
-        return self.executor.running if hasattr(self, "executor") else self._no_executions
+        # a copy: RQ's code takes settled ones out before it has told Redis
+        return dict(self.executor.running) if hasattr(self, "executor") else self._no_executions
 
     @executions.setter
     def executions(self, executions: dict[str, Any]) -> None:
         self._no_executions = executions  # RQ's initialiser sets it
 
     def kill_horse(self, sig: signal.Signals = signal.SIGTERM) -> None:
-        """Stop all running jobs; from any thread. There is no horse to be killed."""
+        """Fail all running jobs; from any thread. There is no horse to be killed."""
         del sig
-        self._stop(lambda _running: True)
+        self._loop.call_soon_threadsafe(self.executor.kill_all)
 
     def request_stop_execution(self, execution_id: str) -> None:
         """Stop one execution; from any thread."""
-        self._stop(lambda running: running.id == execution_id)
-
-    def _stop(self, is_meant: Callable[[Running], bool]) -> None:
-        self._loop.call_soon_threadsafe(self.executor.stop, is_meant)
+        self._loop.call_soon_threadsafe(self.executor.stop, lambda running: running.id == execution_id)

@@ -13,8 +13,17 @@ from rq.job import Job as RQJob
 from rq.serializers import Serializer
 from rq.utils import utcformat
 
+from app.jobs.values import JobExecutionFailed
+
 if TYPE_CHECKING:
     from app.jobs.calls import Call
+
+
+class WorkHorseKilled(JobExecutionFailed):
+    """Somebody had RQ's work horse killed, which here means all running jobs."""
+
+    def __init__(self) -> None:
+        super().__init__("Work-horse terminated unexpectedly; waitpid returned 9 (signal 9); ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +42,8 @@ class Errored:
     @property
     def exc_string(self) -> str:
         """The traceback, as RQ stores it."""
+        if isinstance(self.error, WorkHorseKilled):
+            return str(self.error)
         return "".join(traceback.format_exception(self.error))
 
 
@@ -136,6 +147,7 @@ class Running(Execution):
         self.is_stopped = False
         self.is_lost = False
         self.is_given_back = False
+        self.is_killed = False
         self.is_refused = False
 
     def cancel(self) -> None:
@@ -147,6 +159,14 @@ class Running(Execution):
         """A number of the job's hash; None if it is not there."""
         value = self.raw.get(name)
         return int(value) if value else None
+
+    def ttl_of(self, name: str) -> int | None:
+        """`result_ttl` or `failure_ttl` (s), which the function may have changed in its job."""
+        job = self._job
+        if isinstance(job, LazyJob) and job.is_read:
+            changed: int | None = getattr(job, name)
+            return changed
+        return self.whole(name.encode())
 
     def needs_rq(self, ending: Ending) -> bool:
         """Whether the job uses what only RQ's own (blocking) code settles."""

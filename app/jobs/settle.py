@@ -12,12 +12,11 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import RedisError
 from rq.defaults import DEFAULT_FAILURE_TTL, RQ_KEY_PREFIX, UNSERIALIZABLE_RETURN_VALUE_PAYLOAD
-from rq.job_lifecycle import format_exc_info
 from rq.results import Result
 
 from app.jobs.lua import SETTLE
+from app.jobs.rq_settle import RQSettler
 from app.jobs.running import AskedAgain, Ending, Errored, GivenBack, Running, Stopped, Succeeded
 from app.jobs.values import SerializationError
 
@@ -58,7 +57,7 @@ class Settler:
         self._script = worker.redis.register_script(SETTLE)
         self._waiting: deque[Settlement] = deque()
         self._some = asyncio.Event()
-        self._rq_code = asyncio.Lock()  # RQ keeps the stopped job in one slot of the worker
+        self._by_rq = RQSettler(worker)
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -81,12 +80,17 @@ class Settler:
             for each in batch:
                 each.ending = self._serializable(each)
                 (special if self._needs_rq(each) else plain).append(each)
-            late: set[str] = set()
-            if plain:
-                late = await self._settle_plain(plain)
             for each in special:
-                await self._worker.until_redis_answers(partial(self._in_thread, each))
-            await self._worker.executor.settled(batch, late)
+                self._by_rq.put(each)
+            if plain:
+                settled, late = await self._settle_plain(plain)
+                await self._worker.executor.settled(settled, late)
+
+    async def note_idle(self) -> None:
+        """Have the worker's record say so if nothing runs any more."""
+        worker = self._worker
+        keys = [worker.key, worker.executions_key]
+        await worker.until_redis_answers(partial(self._script, keys, [RQ_KEY_PREFIX]))
 
     def _needs_rq(self, settlement: Settlement) -> bool:
         running, ending = settlement.running, settlement.ending
@@ -96,11 +100,10 @@ class Settler:
             return True
         return not running.is_arqs and _is_over(ending) and self._ttls(running, ending)[0] == 0
 
-    async def _settle_plain(self, batch: Sequence[Settlement]) -> set[str]:
-        """One round trip; the execution ids whose records are somebody else's by now."""
+    async def _settle_plain(self, batch: Sequence[Settlement]) -> tuple[list[Settlement], set[str]]:
+        """One round trip; what it settled, and the execution ids whose records are somebody else's by now."""
         worker = self._worker
-        is_idle = worker.executor.active_count == 0 and not self._waiting
-        arguments: list[Any] = [RQ_KEY_PREFIX, "1" if is_idle else "0"]
+        arguments: list[Any] = [RQ_KEY_PREFIX]
         for each in batch:
             arguments += self._record(each)
         attempts = 0
@@ -111,15 +114,16 @@ class Settler:
             answer: list[list[Any]] = await self._script([worker.key, worker.executions_key], arguments)
             return answer
 
-        late = set()
+        settled, late = list(batch), set()
         for number, verdict in await worker.until_redis_answers(settle):
             settlement = batch[number - 1]
             if verdict == b"rq":
-                await worker.until_redis_answers(partial(self._in_thread, settlement))
+                settled.remove(settlement)
+                self._by_rq.put(settlement)
             elif attempts == 1:  # else it may be our own first attempt that wrote it
                 late.add(settlement.running.id)
                 logger.warning("job %s ended, but another run has it by now", settlement.running.job_id)
-        return late
+        return settled, late
 
     def _record(self, settlement: Settlement) -> list[Any]:
         running, ending, ended = settlement.running, settlement.ending, settlement.ended
@@ -193,43 +197,11 @@ class Settler:
         """Seconds to keep the job and its results: -1 for ever; None leaves the results' life as it is, as RQ."""
         own = self._worker.executor.keep_seconds(running)
         if isinstance(ending, Succeeded):
-            stored = own if own is not None else running.whole(b"result_ttl")
+            stored = own if own is not None else running.ttl_of("result_ttl")
             ttl = self._worker.default_result_ttl if stored is None else stored
             return ttl, ttl
-        stored = own if own is not None else running.whole(b"failure_ttl")
+        stored = own if own is not None else running.ttl_of("failure_ttl")
         return (DEFAULT_FAILURE_TTL if stored is None else stored), stored
-
-    async def _in_thread(self, settlement: Settlement) -> None:
-        async with self._rq_code:
-            await asyncio.to_thread(self._settle_by_rq, settlement)
-
-    def _settle_by_rq(self, settlement: Settlement) -> None:
-        """RQ's own code: callbacks, webhooks, repeats, retries, rate limits, dependents, handlers of failures."""
-        worker, running, ending = self._worker, settlement.running, settlement.ending
-        job, queue = running.job, worker.queue_of(running)
-        if worker.connection.zscore(queue.started_job_registry.key, running.composite_key) is None:
-            logger.warning("job %s ended, but another run has it by now", job.id)
-            return
-        if running.is_refused:  # what it asked for must not run now
-            job._success_callback_name = job._failure_callback_name = job._stopped_callback_name = None  # noqa: SLF001
-            job.webhooks = []
-        try:
-            if isinstance(ending, Succeeded):
-                worker._finalize_success(job, queue, running, ending.value)  # noqa: SLF001 - RQ's own step
-            elif isinstance(ending, Errored):
-                if running.is_arqs:
-                    job.retries_left = None  # arq runs again on Retry alone
-                info = (type(ending.error), ending.error, ending.error.__traceback__)
-                worker._finalize_failure(job, queue, running, info)  # noqa: SLF001 - RQ's own step
-            else:
-                job.ended_at = datetime.fromtimestamp(settlement.ended, UTC)
-                worker._stopped_job_id = job.id  # noqa: SLF001 - RQ's mark for handle_job_failure
-                worker._handle_stopped_job(job, queue, running)  # noqa: SLF001 - RQ's own step
-        except (RedisError, OSError):
-            raise
-        except Exception as exc:  # noqa: BLE001 - a callback of the user's: the job fails, as with RQ
-            info = (type(exc), exc, exc.__traceback__)
-            worker.handle_job_failure(job, queue, exc_string=format_exc_info(info), execution=running)
 
 
 def _packed(text: str) -> bytes:

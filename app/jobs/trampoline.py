@@ -4,13 +4,13 @@ A stock `rq worker` imports and runs `run_by_name`, which imports the named func
 up among the functions that it was given and calls it with its own `ctx`.
 """
 
-import importlib
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import rq
 from rq.job import get_current_job
+from rq.utils import import_attribute
 
 from app.jobs.ids import from_rq_id
 from app.jobs.values import JobExecutionFailed, Retry
@@ -29,12 +29,10 @@ def import_by_name(name: str) -> Callable[..., Any]:
     Raises:
         JobExecutionFailed: there is none, in arq's words.
     """
-    module, _, attribute = name.rpartition(".")
     try:
-        found: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+        return import_attribute(name)
     except (ImportError, AttributeError, ValueError) as exc:
         raise JobExecutionFailed(f"function '{name}' not found") from exc
-    return found
 
 
 async def run_by_name(name: str, *args: Any, **kwargs: Any) -> Any:

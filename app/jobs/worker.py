@@ -38,6 +38,7 @@ _ANSWER_SECONDS = 10.0
 _SETTLE_SECONDS = 10.0
 """How long a shutdown waits for Redis to take the last endings; what it misses runs again after a lease."""
 _LAST_CLAIM_SECONDS = 1.0
+_SUBSCRIBE_SECONDS = 1.0
 _SAME_SIGNAL_SECONDS = 1.0
 _MOST_BODY_BYTES = 16 * 1024 * 1024
 
@@ -222,8 +223,13 @@ class AsyncWorker(RegisteredWorker):
         async with asyncio.TaskGroup() as group:
             if burst:
                 await upkeep.tick()
-            services = [group.create_task(each) for each in (listen(self), upkeep.run(), self.settler.run())]
+            listens = asyncio.Event()
+            services = [
+                group.create_task(each) for each in (listen(self, listens), upkeep.run(), self.settler.run())
+            ]
             try:
+                # a stop command for the first job must be heard; a worker that may not subscribe works all the same
+                await wait_at_most(listens, _SUBSCRIBE_SECONDS)
                 await self._claim(group.create_task(self._claimer.run()))
                 await self._wind_down()
             finally:
