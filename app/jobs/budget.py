@@ -1,6 +1,7 @@
 """What a caller may lose when Redis is away: a limit for each answer, and a circuit breaker."""
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -8,18 +9,8 @@ from dataclasses import dataclass
 
 from redis.exceptions import RedisError, ResponseError
 
-_AWAY = (
-    "OOM ",
-    "READONLY ",
-    "MISCONF ",
-    "NOREPLICAS ",
-    "MASTERDOWN ",
-    "CLUSTERDOWN ",
-    "LOADING ",
-    "NOPERM ",
-    "NOAUTH ",
-)
-"""Answers of a Redis that lives but takes no jobs."""
+_AWAY = re.compile("(^|-)(OOM|READONLY|MISCONF|NOREPLICAS|MASTERDOWN|CLUSTERDOWN|LOADING|NOPERM|NOAUTH) ")
+"""Answers of a Redis that lives but takes no jobs; those of a script stand behind a dash in its own error."""
 
 
 class QueueUnavailable(RedisError):
@@ -86,4 +77,4 @@ class CircuitBreaker:
 
 
 def _is_away(exc: Exception) -> bool:
-    return not isinstance(exc, ResponseError) or str(exc).startswith(_AWAY)
+    return not isinstance(exc, ResponseError) or _AWAY.search(str(exc)) is not None
