@@ -26,7 +26,7 @@ from app.jobs.ids import from_rq_id
 from app.jobs.job import Job
 from app.jobs.lua_client import ENQUEUE
 from app.jobs.serializers import DictDeserializer, DictSerializer, choose_serializer
-from app.jobs.settings import MOST_CONNECTIONS, RedisSettings, async_pool
+from app.jobs.settings import MOST_CONNECTIONS, RedisSettings, async_pool, close_sentinels
 from app.jobs.values import JobDef, JobResult
 
 logger = logging.getLogger("app.jobs.client")
@@ -69,6 +69,12 @@ class ArqRedis(aioredis.Redis):
         self._breaker = None if budget is None else CircuitBreaker(budget, _place_of(self))
         self._enqueue_script = self.register_script(ENQUEUE)
         self._coalescer: Coalescer[PackedJob, bool] = Coalescer(self._enqueue)
+
+    async def aclose(self, close_connection_pool: bool | None = None) -> None:  # noqa: FBT001 - redis-py's signature
+        """Close the client, and its pool unless that is somebody else's."""
+        await super().aclose(close_connection_pool)
+        if close_connection_pool or self.auto_close_connection_pool:
+            await close_sentinels(self.connection_pool)
 
     def within_budget(self, jobs: int = 0) -> AbstractAsyncContextManager[None]:
         """Keeps the budget, if there is one, for a block that asks Redis.

