@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import timedelta
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import structlog
 from redis.exceptions import RedisError
@@ -18,6 +18,7 @@ FUNCTION_NAME = "app.worker.process_file_job"
 _MOST_HINTS_A_CALL = 500
 _PROBE_KEY = "sluice:probe"
 _PROBE_SECONDS = 10
+_EPOCH_KEY = "sluice:epoch"
 _SLACK_SECONDS = 60
 """The pipeline's own time limit ends an attempt and counts it; RQ's comes later, it would look like a shutdown."""
 
@@ -39,6 +40,7 @@ class Doorbell:
     def __init__(self, redis: ArqRedis | None, settings: Settings) -> None:
         self._redis = redis
         self._settings = settings
+        self.epoch: UUID | None = None  # of Redis' memory; it ends when that is lost
 
     @property
     def is_enabled(self) -> bool:
@@ -46,14 +48,22 @@ class Doorbell:
         return self._redis is not None
 
     async def is_job_queue_available(self) -> bool:
-        """Whether Redis takes a write now, within the budget: a full one, or a replica, answers but takes none."""
+        """Whether Redis takes a write now, within the budget: a full one, or a replica, answers but takes none.
+
+        Learns in the same round trip which memory Redis has (`epoch`).
+        """
         if self._redis is None:
             return False
         try:
             async with self._redis.within_budget():
-                await self._redis.set(_PROBE_KEY, "1", ex=_PROBE_SECONDS)
+                pipeline = self._redis.pipeline(transaction=False)
+                pipeline.set(_PROBE_KEY, "1", ex=_PROBE_SECONDS)
+                pipeline.set(_EPOCH_KEY, uuid4().hex, nx=True)
+                pipeline.get(_EPOCH_KEY)
+                *_, epoch = await pipeline.execute()
         except RedisError:
             return False
+        self.epoch = UUID(bytes.decode(epoch))
         return True
 
     async def enqueue_file_processing_jobs(self, hints: Sequence[Hint]) -> bool:

@@ -204,6 +204,15 @@ ingestions = Table(
     Index(None, "user_id", "id"),
 )
 
+queue_epochs = Table(
+    "queue_epochs",
+    metadata,
+    Column("is_only_row", Boolean, primary_key=True, server_default=text("true")),
+    Column("epoch", Uuid, nullable=False),
+    Column("since", DateTime(timezone=True), nullable=False, server_default=text("now()")),
+    CheckConstraint("is_only_row", name="one_row"),
+)
+
 vector_store_files = Table(
     "vector_store_files",
     metadata,

@@ -1,18 +1,29 @@
-"""Leases: one statement extends all that this process holds; work whose lease is lost is cancelled."""
+"""Leases: one statement extends all that this process holds; work whose lease is lost is cancelled.
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+The beat has a thread, an event loop and a connection of its own: a busy loop must not lose its leases, nor must a
+pool whose connections are all in use. A loop that has stopped, on the other hand, must: then the beat stops too.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from uuid import UUID
 
 import anyio
 import structlog
 
-from app.db import Pool, connection
+from app.db import Pool, connection, open_pool
 from app.errors import Transient
 from app.records.ingestions import Claim, extend_leases
 
 logger = structlog.stdlib.get_logger(__name__)
+
+_TICK_SECONDS = 1.0
+_DEAD_LOOP_SECONDS = 20.0
+_END_SECONDS = 2.0
 
 
 @dataclass(slots=True)
@@ -23,14 +34,22 @@ class Lease:
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     is_lost: bool = False
 
+    def lose(self) -> None:
+        """Cancel the work; in its own loop."""
+        self.is_lost = True
+        self.scope.cancel()
+
 
 class LeaseKeeper:
-    """The leases that this process holds."""
+    """The leases that this process holds, extended three times as often as they would end."""
 
-    def __init__(self, pool: Pool, *, lease_seconds: float) -> None:
-        self._pool = pool
+    def __init__(self, database_url: str, *, lease_seconds: float, name: str) -> None:
+        self._database_url = database_url
         self._lease_seconds = lease_seconds
+        self._name = name
         self._leases: dict[UUID, Lease] = {}
+        self._ticked_at = time.monotonic()
+        self._ended = threading.Event()
 
     @contextmanager
     def hold(self, held: Claim) -> Iterator[Lease]:
@@ -44,26 +63,64 @@ class LeaseKeeper:
             if self._leases.get(held.ingestion_id) is lease:
                 del self._leases[held.ingestion_id]
 
-    async def beat_forever(self) -> None:
-        """Extend all leases three times as often as they would end, until cancelled."""
+    @asynccontextmanager
+    async def keeping(self) -> AsyncIterator[None]:
+        """Beat while the block runs."""
+        self._loop = asyncio.get_running_loop()
+        self._ended.clear()
+        self._ticked_at = time.monotonic()
+        thread = threading.Thread(target=self._beat_in_thread, name=f"leases of {self._name}", daemon=True)
+        thread.start()
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._tick)
+                try:
+                    yield
+                finally:
+                    group.cancel_scope.cancel()
+        finally:
+            self._ended.set()
+            with anyio.CancelScope(shield=True):
+                await asyncio.to_thread(thread.join, _END_SECONDS)  # longer only while Postgres does not answer
+
+    async def _tick(self) -> None:
+        """The loop lives."""
         while True:
-            await anyio.sleep(self._lease_seconds / 3)
+            self._ticked_at = time.monotonic()
+            await anyio.sleep(_TICK_SECONDS)
+
+    def _beat_in_thread(self) -> None:
+        asyncio.run(self._beat_forever())
+
+    async def _beat_forever(self) -> None:
+        pool: Pool | None = None
+        while not await asyncio.to_thread(self._ended.wait, self._lease_seconds / 3):
+            if not self._leases:
+                continue
+            if time.monotonic() - self._ticked_at > _DEAD_LOOP_SECONDS:
+                logger.error("the event loop does not turn, so its leases are not extended", worker=self._name)
+                continue
             try:
-                await self.beat()
+                pool = pool or await open_pool(
+                    self._database_url, max_size=1, application_name=f"sluice-leases-{self._name}"[:63]
+                )
+                await self._beat(pool)
             except Transient as exc:
                 # the leases may end meanwhile; the fence then keeps late writes out
                 logger.warning("leases not extended", error=str(exc))
+            except Exception:  # the thread's boundary: without beats all work would be lost
+                logger.exception("leases not extended")
+        if pool is not None:
+            pool.terminate()
 
-    async def beat(self) -> None:
+    async def _beat(self, pool: Pool) -> None:
         """Extend all leases now, and cancel the work whose claim is gone.
 
         Raises:
             DatabaseUnavailable: Postgres is away; nothing is cancelled on a guess.
         """
         leases = list(self._leases.values())
-        if not leases:
-            return
-        async with connection(self._pool) as conn:
+        async with connection(pool) as conn:
             ours = await extend_leases(
                 conn,
                 [(lease.held.ingestion_id, lease.held.fence) for lease in leases],
@@ -71,5 +128,4 @@ class LeaseKeeper:
             )
         for lease in leases:
             if lease.held.ingestion_id not in ours:
-                lease.is_lost = True
-                lease.scope.cancel()
+                self._loop.call_soon_threadsafe(lease.lose)

@@ -6,16 +6,17 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup
 
-from app.db import transaction
+from app.db import Connection, transaction
 from app.errors import Transient
 from app.ingest.process import Processor
 from app.records.embedded_texts import forget_old_embedded
 from app.records.ingestions import Claim, claim_due, mark_unhinted, take_back_expired, take_unhinted
+from app.records.queue_epochs import note_epoch
 from app.resources import Resources
 
 _LEADER_LOCK = 0x534C55494345  # "SLUICE"
 _MOST_CRASHES = 3
-_HINTS_A_SWEEP = 1000
+_HINTS_A_CALL = 5000
 _SILENT_SWEEPS = 6
 """A due row is hinted again after so many sweeps without being claimed."""
 _API_CONCURRENCY = 2
@@ -63,24 +64,37 @@ async def sweep(resources: Resources, *, has_queue: bool) -> bool:
     Raises:
         DatabaseUnavailable: Postgres is away.
     """
-    settings = resources.settings
-    hints = []
     async with transaction(resources.pool) as conn:
-        if not await conn.fetchval("SELECT pg_try_advisory_xact_lock($1)", _LEADER_LOCK):
+        if not await _is_leader(conn):
             return has_queue
         taken_back = await take_back_expired(conn, most_crashes=_MOST_CRASHES)
         await forget_old_embedded(conn)
-        if has_queue:
-            hints = await take_unhinted(
-                conn, limit=_HINTS_A_SWEEP, silent_seconds=_SILENT_SWEEPS * settings.sweep_interval_seconds
-            )
+        epoch = resources.doorbell.epoch
+        if has_queue and epoch is not None and await note_epoch(conn, epoch):
+            logger.warning("Redis is new, or has lost its memory: it is told of all waiting files again")
     if taken_back:
         logger.warning("leases taken back", ingestions=taken_back)
-    if hints and not await resources.doorbell.enqueue_file_processing_jobs(hints):
+    return has_queue and await _ring(resources)
+
+
+async def _ring(resources: Resources) -> bool:
+    """Ring for all that is due and unheard of; False if the queue does not take it."""
+    silent_seconds = _SILENT_SWEEPS * resources.settings.sweep_interval_seconds
+    while True:
         async with transaction(resources.pool) as conn:
-            await mark_unhinted(conn, hints)
-        return False
-    return has_queue
+            if not await _is_leader(conn):
+                return True
+            hints = await take_unhinted(conn, limit=_HINTS_A_CALL, silent_seconds=silent_seconds)
+        if hints and not await resources.doorbell.enqueue_file_processing_jobs(hints):
+            async with transaction(resources.pool) as conn:
+                await mark_unhinted(conn, hints)
+            return False
+        if len(hints) < _HINTS_A_CALL:
+            return True
+
+
+async def _is_leader(conn: Connection) -> bool:
+    return bool(await conn.fetchval("SELECT pg_try_advisory_xact_lock($1)", _LEADER_LOCK))
 
 
 async def _drain(processor: Processor, group: TaskGroup, limiter: anyio.CapacityLimiter) -> int:

@@ -31,7 +31,9 @@ class Processor:
     def __init__(self, resources: Resources, *, name: str) -> None:
         self.resources = resources
         self.name = name
-        self._leases = LeaseKeeper(resources.pool, lease_seconds=resources.settings.lease_seconds)
+        self._leases = LeaseKeeper(
+            resources.settings.database_url, lease_seconds=resources.settings.lease_seconds, name=name
+        )
         self._writers = asyncio.Semaphore(_WRITERS)
 
     async def process(self, ingestion_id: UUID) -> Outcome:
@@ -72,12 +74,8 @@ class Processor:
     @asynccontextmanager
     async def keeping_leases(self) -> AsyncIterator[None]:
         """Beat for all held leases while the block runs."""
-        async with anyio.create_task_group() as group:
-            group.start_soon(self._leases.beat_forever)
-            try:
-                yield
-            finally:
-                group.cancel_scope.cancel()
+        async with self._leases.keeping():
+            yield
 
     async def _claim(self, ingestion_id: UUID) -> Claim | None:
         lease_seconds = self.resources.settings.lease_seconds

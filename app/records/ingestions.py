@@ -368,13 +368,17 @@ async def take_back_expired(conn: Connection, *, most_crashes: int) -> int:
 
 
 async def take_unhinted(conn: Connection, *, limit: int, silent_seconds: float) -> list[Hint]:
-    """Due rows of which the queue has not heard for a while, marked as hinted now; the caller rings."""
+    """Due rows of which the queue has not heard for a while, or lost what it heard; marked as hinted now.
+
+    The caller rings.
+    """
     rows = await conn.fetch(
         """
         UPDATE ingestions SET hinted_at = now() WHERE id = ANY(ARRAY(
             SELECT id FROM ingestions
             WHERE state = 'queued' AND next_run_at <= now()
-              AND (hinted_at IS NULL OR greatest(hinted_at, next_run_at) < now() - make_interval(secs => $1))
+              AND (hinted_at IS NULL OR hinted_at < (SELECT since FROM queue_epochs)
+                   OR greatest(hinted_at, next_run_at) < now() - make_interval(secs => $1))
             ORDER BY next_run_at LIMIT $2 FOR UPDATE SKIP LOCKED
         )) RETURNING id, user_id, embedding_key_id, fence + 1 AS next_fence
         """,

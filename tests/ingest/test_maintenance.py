@@ -60,6 +60,27 @@ async def test_the_sweep_rings_again_though_the_attempts_first_job_is_over(bench
     assert await doorbell.statuses([job_id]) == {job_id: "queued"}
 
 
+async def test_a_redis_that_has_lost_its_memory_is_told_of_everything_at_once(
+    bench: Workbench, settings: Settings
+) -> None:
+    """Not after the silence of some sweeps: the epoch that Postgres knows is not Redis' any more."""
+    doorbell, store = bench.resources.doorbell, await bench.store()
+    assert await doorbell.is_job_queue_available()
+    await sweep(bench.resources, has_queue=True)
+    ingestions = [await bench.attach(await bench.file(), [store]) for _ in range(3)]
+    hints = [Hint(each, bench.owner.user_id, None, 1) for each in ingestions]
+    jobs = [job_id_of(each, 1) for each in ingestions]
+    assert await doorbell.enqueue_file_processing_jobs(hints)
+    redis = Redis.from_url(settings.redis_url or "")
+    await redis.flushall()
+    await redis.aclose()
+    await sweep(bench.resources, has_queue=True)
+    assert set((await doorbell.statuses(jobs)).values()) == {None}  # nobody has looked at Redis yet
+    assert await doorbell.is_job_queue_available()
+    await sweep(bench.resources, has_queue=True)
+    assert set((await doorbell.statuses(jobs)).values()) == {"queued"}
+
+
 async def test_the_sweep_takes_expired_leases_back(bench: Workbench) -> None:
     ingestion = await bench.attach(await bench.file(), [await bench.store()])
     async with transaction(bench.resources.pool) as conn:
