@@ -1,6 +1,8 @@
 # Everything a person or CI runs. `make demo` and `make test` need Python >= 3.11 and make, nothing else.
 PYTHON ?= python3
 VENV   ?= .venv
+COUNT  ?= 60
+SEED   ?= 1
 BIN    := $(VENV)/bin
 UV_COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
@@ -22,7 +24,7 @@ up: $(VENV)/.installed
 	@$(BIN)/sluice up
 
 test-faults: $(VENV)/.installed-dev
-	@$(BIN)/python -m tests.faults $(FAULTS_ARGS)
+	@$(BIN)/python -m tests.faults --count $(COUNT) --seed $(SEED) $(FAULTS_ARGS)
 
 bench: $(VENV)/.installed-dev
 	@$(BIN)/python -m benchmarks.ingest

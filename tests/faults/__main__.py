@@ -1,198 +1,121 @@
-"""Break the running service at random while files are uploaded; afterwards nothing may be lost, doubled or stuck.
+"""Break the running service on purpose, and look after each fault whether every promise still holds.
 
-    python -m tests.faults [--seconds 60] [--seed 1]
+    python -m tests.faults [--count 60] [--seed 1] [--only kill_worker …]
+    python -m tests.faults --mutants            # each safeguard taken out in turn: must be found broken
 
-Real API processes, workers, Redis and Postgres; SIGKILL, SIGTERM and SIGSTOP of workers, FLUSHALL, kills and
-restarts of Redis, immediate restarts of Postgres, cancels and deletes in the middle. Exits with 1 if a file does
-not settle, if one fails, or if `sluice doctor` finds a broken promise. A long run, so it has a command of its own
-and is no part of `make test`.
+Real API processes, workers, Redis and Postgres. Each fault meets an upload of 16 files into one to four stores;
+then all must settle, each file as it was promised, and the doctor must find nothing. Exits with 1 on a violation. A
+long run, so it has a command of its own and is no part of `make test`.
 """
 
 import argparse
-import os
 import random
 import shutil
-import signal
+import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, defaultdict
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
-import httpx
+from rich.console import Console
+from rich.table import Table
 
-from app.cli.service import RunningService, ServicePlan, running_service
-from app.embedded import EmbeddedPostgres, EmbeddedRedis
-from tests.acceptance.conftest import UNSET
-from tests.support.ports import free_port
+from tests.faults.faults import FAULTS, Fault, draw
+from tests.faults.harness import Harness
+from tests.faults.mutants import MUTANTS, make
 
-QUICK = {"LEASE_SECONDS": "3", "SWEEP_INTERVAL_SECONDS": "0.5", "JOB_RETRY_DELAY": "0.3", "JOB_MAX_RETRIES": "8"}
-FILES_AN_UPLOAD = 40
-SETTLE_SECONDS = 120
-WORDS = Path(__file__).resolve().parents[2].joinpath("LICENSE").read_text().split()
+MOST_VIOLATIONS = 20
 
 
-class Harness:
-    """A service to break."""
+def run(faults: list[Fault], seed: int, folder: Path, console: Console, *, stop_at_first: bool) -> list[str]:
+    """Inject the faults one after another; the violations."""
+    violations: list[str] = []
+    recovery: dict[str, list[float]] = defaultdict(list)
+    broken: Counter[str] = Counter()
+    with ExitStack() as stack:
+        harness = Harness(folder, random.Random(seed))
+        harness.start(stack)
+        began = time.monotonic()
+        for number, fault in enumerate(faults, 1):
+            harness.upload()
+            fault(harness)
+            started = time.monotonic()
+            found = harness.settle()
+            recovery[fault.__name__].append(time.monotonic() - started)
+            found += harness.examine()
+            if found:
+                broken[fault.__name__] += 1
+                violations += [f"fault {number}, {fault.__name__}: {each}" for each in found]
+                console.print(*violations[-len(found) :], sep="\n", style="red", markup=False)
+            if violations and (stop_at_first or len(violations) > MOST_VIOLATIONS):
+                break
+        seconds = time.monotonic() - began
+        if harness.workers and (Path("/tmp/forged")).exists():  # noqa: S108 - what forged jobs would have made
+            violations.append("a forged job was executed")
+    show(recovery, broken, console)
+    console.print(
+        f"seed {seed}, {sum(map(len, recovery.values()))} faults in {seconds:.0f} s; {dict(harness.done)}"
+    )
+    return violations
 
-    def __init__(self, folder: Path, seed: int) -> None:
-        self.folder = folder
-        self.dice = random.Random(seed)
-        self.postgres = EmbeddedPostgres(folder / "pg")
-        self.redis = EmbeddedRedis(folder / "redis")
-        self.workers: list[subprocess.Popen[bytes]] = []
-        self.batches: list[str] = []
-        self.done: Counter[str] = Counter()
 
-    def start(self, stack: ExitStack) -> None:
-        """Start everything: two API processes, one worker of the service's own, two of ours to kill."""
-        for server in (self.postgres, self.redis):
-            stack.enter_context(server)
-        environment = {name: value for name, value in os.environ.items() if name not in UNSET} | QUICK
-        environment |= {"DATABASE_URL": self.postgres.url, "REDIS_URL": self.redis.url}
-        plan = ServicePlan(self.folder / "data", port=free_port(), api_processes=2, environment=environment)
-        self.service: RunningService = stack.enter_context(running_service(plan, print))
-        headers = {"Authorization": f"Bearer {self.service.api_key}"}
-        self.http = stack.enter_context(httpx.Client(base_url=self.service.url, headers=headers, timeout=60))
-        self.stores = [self.http.post("/v1/vector_stores", json={}).json()["id"] for _ in range(3)]
-        stack.callback(self.stop_workers)
-        self.workers = [self.start_worker(), self.start_worker()]
+def show(recovery: dict[str, list[float]], broken: Counter[str], console: Console) -> None:
+    """The table."""
+    table = Table(title="from the fault until all files had settled, s")
+    for title in ("fault", "times", "p50", "p99", "max", "violations"):
+        table.add_column(title, justify="left" if title == "fault" else "right")
+    for name, seconds in [
+        *sorted(recovery.items()),
+        ("all", [each for some in recovery.values() for each in some]),
+    ]:
+        p99 = statistics.quantiles(seconds, n=100)[98] if len(seconds) > 1 else seconds[0]
+        figures = (statistics.median(seconds), min(p99, max(seconds)), max(seconds))
+        count = sum(broken.values()) if name == "all" else broken[name]
+        table.add_row(name, str(len(seconds)), *(f"{each:.1f}" for each in figures), str(count))
+    console.print(table)
 
-    def start_worker(self) -> "subprocess.Popen[bytes]":
-        with (self.folder / "workers.log").open("ab") as log:
-            command = [sys.executable, "-m", "app.cli", "worker"]
-            return subprocess.Popen(command, env=self.service.environment, stdout=log, stderr=log)
 
-    def stop_workers(self) -> None:
-        for worker in self.workers:
-            worker.send_signal(signal.SIGCONT)
-            worker.terminate()
-        for worker in self.workers:
-            worker.wait(60)
-
-    def upload(self) -> None:
-        """One batch upload of texts of many sizes into one to three stores; a refusal is no promise."""
-        sizes = [self.dice.choice([20, 500, 3000]) for _ in range(FILES_AN_UPLOAD)]
-        files = [
-            ("files", (f"{n}.txt", " ".join(self.dice.choices(WORDS, k=size)))) for n, size in enumerate(sizes)
-        ]
-        stores = self.stores[: self.dice.randint(1, 3)]
-        answer = self.ask("POST", "/v1/ingestions", data={"vector_store_ids": stores}, files=files)
-        if answer.get("id"):
-            self.batches.append(answer["id"])
-        self.done["uploads accepted" if answer.get("id") else "uploads refused"] += 1
-
-    def ask(self, method: str, path: str, **options: Any) -> dict[str, Any]:
-        try:
-            answer: dict[str, Any] = self.http.request(method, path, **options).json()
-        except (httpx.HTTPError, ValueError):
-            return {}
-        return answer
-
-    def some_of_the_last_batch(self) -> list[dict[str, Any]]:
-        page = self.ask("GET", "/v1/ingestions", params={"batch_id": self.batches[-1], "limit": 5})
-        found: list[dict[str, Any]] = page.get("data", [])
-        return found
-
-    def kill_worker(self) -> None:
-        worker = self.dice.choice(self.workers)
-        worker.kill()
-        worker.wait()
-        self.workers[self.workers.index(worker)] = self.start_worker()
-
-    def end_worker(self) -> None:
-        worker = self.dice.choice(self.workers)
-        worker.terminate()
-        threading.Thread(target=worker.wait).start()
-        self.workers[self.workers.index(worker)] = self.start_worker()
-
-    def freeze_worker(self) -> None:
-        worker = self.dice.choice(self.workers)
-        worker.send_signal(signal.SIGSTOP)
-        threading.Timer(self.dice.choice([1, 5]), lambda: worker.send_signal(signal.SIGCONT)).start()
-
-    def flush_redis(self) -> None:
-        self.redis.flush()
-
-    def restart_redis(self) -> None:
-        self.redis.stop(kill_signal=self.dice.choice([signal.SIGKILL, signal.SIGTERM]))
-        self.upload()
-        time.sleep(self.dice.choice([0.2, 2]))
-        self.redis.start()
-
-    def restart_postgres(self) -> None:
-        self.postgres.stop(immediately=self.dice.random() < 0.5)
-        time.sleep(self.dice.choice([0, 1.5]))
-        self.postgres.start()
-
-    def cancel_some(self) -> None:
-        for each in self.some_of_the_last_batch():
-            self.ask("POST", f"/v1/ingestions/{each['id']}/cancel")
-
-    def delete_some(self) -> None:
-        for each in self.some_of_the_last_batch():
-            self.ask("DELETE", f"/v1/files/{each['file_id']}")
-
-    def break_things(self, seconds: float) -> None:
-        """Upload and break, in turns."""
-        faults: list[Callable[[], None]] = [
-            self.kill_worker, self.kill_worker, self.end_worker, self.freeze_worker, self.flush_redis,
-            self.restart_redis, self.restart_postgres, self.cancel_some, self.delete_some,
-        ]  # fmt: skip
-        end = time.monotonic() + seconds
-        self.upload()
-        while time.monotonic() < end:
-            fault = self.dice.choice(faults)
-            fault()
-            self.done[fault.__name__] += 1
-            self.upload()
-            time.sleep(self.dice.random())
-
-    def settle(self) -> Counter[str]:
-        """Wait until nothing is in progress: the sum of all batches' counts."""
-        deadline = time.monotonic() + SETTLE_SECONDS
-        while True:
-            counts: Counter[str] = Counter()
-            for batch in self.batches:
-                page = self.ask("GET", "/v1/ingestions", params={"batch_id": batch, "limit": 1})
-                counts.update(page.get("file_counts", {"in_progress": 1}))
-            if not counts["in_progress"] or time.monotonic() > deadline:
-                return counts
-            time.sleep(0.2)
-
-    def examine(self) -> str:
-        """What `sluice doctor` says, once RQ's records have had a lease and a sweep to follow."""
-        time.sleep(2 * float(QUICK["LEASE_SECONDS"]))
-        command = [sys.executable, "-m", "app.cli", "doctor", "--data", str(self.folder / "data")]
-        return subprocess.run(
-            command, env=self.service.environment, capture_output=True, text=True, check=False
-        ).stdout.strip()
+def run_mutants(count: int, console: Console) -> list[str]:
+    """Each mutant in a process and a copy of its own; the names of those that were not caught."""
+    survivors = []
+    for name in MUTANTS:
+        folder = Path(tempfile.mkdtemp(prefix="sluice-mutant-"))
+        root = make(name, folder)
+        command = [sys.executable, "-m", "tests.faults", "--count", str(count), "--stop-at-first"]
+        outcome = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+        lines = [line for line in outcome.stdout.splitlines() if line.startswith("fault ")]
+        console.print(f"{name}: {lines[0] if lines else 'NOT caught'}", markup=False)
+        if not lines:
+            survivors.append(name)
+        shutil.rmtree(folder)
+    return survivors
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--count", type=int, default=60)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", nargs="+", choices=[fault.__name__ for fault in FAULTS])
+    parser.add_argument("--mutants", action="store_true")
+    parser.add_argument("--stop-at-first", action="store_true")
     options = parser.parse_args()
+    console = Console(width=120, soft_wrap=True)
+    if options.mutants:
+        survivors = run_mutants(options.count, console)
+        sys.exit(f"not caught: {survivors}" if survivors else 0)
+    faults = draw(random.Random(options.seed), options.count)
+    if options.only:
+        chosen = [fault for fault in FAULTS if fault.__name__ in options.only]
+        faults = [chosen[number % len(chosen)] for number in range(options.count)]
     folder = Path(tempfile.mkdtemp(prefix="sluice-faults-"))
-    with ExitStack() as stack:
-        harness = Harness(folder, options.seed)
-        harness.start(stack)
-        harness.break_things(options.seconds)
-        started = time.monotonic()
-        counts = harness.settle()
-        seconds = time.monotonic() - started
-        verdict = harness.examine()
-    print(f"seed {options.seed}:", ", ".join(f"{name} {count}" for name, count in sorted(harness.done.items())))
-    print(f"files: {dict(counts)}; settled {seconds:.1f} s after the last fault\ndoctor: {verdict}")
-    if counts["in_progress"] or counts["failed"] or verdict != "no broken invariant":
-        sys.exit(f"broken; the logs are in {folder}")
+    violations = run(faults, options.seed, folder, console, stop_at_first=options.stop_at_first)
+    if violations:
+        sys.exit(f"{len(violations)} violations; the logs are in {folder}")
     shutil.rmtree(folder)
+    console.print("0 violations")
 
 
 if __name__ == "__main__":
