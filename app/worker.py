@@ -1,5 +1,6 @@
 """The worker's root: RQ's queue and Postgres's sweep in one event loop, on the same resources as the API."""
 
+import math
 import os
 import signal
 import socket
@@ -14,10 +15,12 @@ from app.ingest.maintenance import maintain
 from app.ingest.outcomes import Completed, Failed, RetryLater
 from app.ingest.process import Processor
 from app.jobs import AsyncWorker, RedisSettings, Retry
-from app.resources import Resources, open_resources
+from app.resources import open_resources
 from app.settings import QUEUE_NAME, Settings, load_settings
 
 _AWAY_SECONDS = 5.0
+_SAME_SIGNAL_SECONDS = 1.0
+"""A terminal and a parent process may both hand on the same Ctrl-C."""
 
 logger = structlog.stdlib.get_logger(__name__)
 
@@ -68,16 +71,20 @@ async def _process(processor: Processor, ingestion_id: UUID) -> dict[str, object
 
 
 async def run_worker(settings: Settings) -> None:
-    """Work until SIGTERM or SIGINT, then give back what does not finish in time."""
+    """Work until SIGTERM or SIGINT, then give back what does not finish in time, or at once at a second signal."""
     name = worker_name()
     async with open_resources(settings, role="worker") as resources:
         processor = Processor(resources, name=name)
+        queue_worker = _queue_worker(settings, processor)
         stop = anyio.Event()
         async with processor.keeping_leases(), anyio.create_task_group() as group:
-            group.start_soon(_set_on_signal, stop)
+            group.start_soon(_stop_on_signals, stop, queue_worker)
             group.start_soon(_maintain, processor, settings.worker_concurrency)
-            logger.info("worker ready", worker=name, queue=QUEUE_NAME if settings.enable_job_queue else None)
-            await _work(resources, processor, stop)
+            logger.info("worker ready", worker=name, queue=QUEUE_NAME if queue_worker else None)
+            if queue_worker is None:
+                await stop.wait()
+            else:
+                await queue_worker.run(stop=stop)
             group.cancel_scope.cancel()
     logger.info("worker stopped", worker=name)
 
@@ -86,12 +93,10 @@ async def _maintain(processor: Processor, concurrency: int) -> None:
     await maintain(processor, concurrency=concurrency)
 
 
-async def _work(resources: Resources, processor: Processor, stop: anyio.Event) -> None:
-    settings = resources.settings
+def _queue_worker(settings: Settings, processor: Processor) -> AsyncWorker | None:
     if settings.redis_url is None or not settings.enable_job_queue:
-        await stop.wait()
-        return
-    worker = AsyncWorker(
+        return None
+    return AsyncWorker(
         [QUEUE_NAME],
         redis_settings=RedisSettings.from_dsn(settings.redis_url),
         functions=[process_file_job],
@@ -101,11 +106,15 @@ async def _work(resources: Resources, processor: Processor, stop: anyio.Event) -
         serializer="json",
         lease_seconds=settings.lease_seconds,
     )
-    await worker.run(stop=stop)
 
 
-async def _set_on_signal(stop: anyio.Event) -> None:
+async def _stop_on_signals(stop: anyio.Event, queue_worker: AsyncWorker | None) -> None:
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        stopping_since = math.inf
         async for received in signals:
             logger.info("stopping", signal=received.name)
-            stop.set()
+            if anyio.current_time() - stopping_since >= _SAME_SIGNAL_SECONDS and queue_worker is not None:
+                queue_worker.shut_down_cold()
+            if not stop.is_set():
+                stopping_since = anyio.current_time()
+                stop.set()

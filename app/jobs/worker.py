@@ -208,9 +208,7 @@ class AsyncWorker(RegisteredWorker):
         """The first signal is a warm shutdown; a second one, a second later, gives everything back at once."""
         here = time.monotonic()
         if stop.is_set() and here - self._signalled_at > _SAME_SIGNAL_SECONDS:
-            self.log.warning("Worker %s: cold shutdown", self.name)
-            self.is_cold = True
-            self.executor.give_back_all()
+            self.shut_down_cold()
         elif not stop.is_set():
             self._signalled_at = here
             self.log.info("Worker %s: warm shutdown requested", self.name)
@@ -280,6 +278,13 @@ class AsyncWorker(RegisteredWorker):
         self._stop_requested = True
         self._shutdown_requested_date = now()
         self.stop_event.set()
+
+    def shut_down_cold(self) -> None:
+        """Give everything back at once."""
+        self.log.warning("Worker %s: cold shutdown", self.name)
+        self.is_cold = True
+        self.request_shutdown()
+        self.executor.give_back_all()
 
     def end_with(self, error: Exception) -> None:
         """Shut down, and have `run` raise an error."""

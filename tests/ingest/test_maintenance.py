@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import Awaitable, Callable
 from uuid import UUID
@@ -22,6 +23,7 @@ from app.resources import open_resources
 from app.settings import Settings
 from app.worker import run_worker
 from tests.ingest.conftest import Workbench
+from tests.support.fake_openai import FakeOpenAI, Held
 
 
 async def until_settled(bench: Workbench, *ingestions: UUID) -> list[str]:
@@ -220,3 +222,27 @@ async def test_a_redis_that_answers_but_takes_no_write_is_none(
             group.start_soon(run_worker, with_own_redis)
             assert await until_settled(bench, ingestion) == ["completed"]
             group.cancel_scope.cancel()
+
+
+async def test_a_second_signal_gives_everything_back_at_once_and_costs_no_attempt(
+    paid: Workbench, provider: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.worker._SAME_SIGNAL_SECONDS", 0.0)
+    store = await paid.store(model="text-embedding-3-small", dimensions=8)
+    ingestion = await paid.attach(await paid.file(), [store])
+    held = Held()
+    provider.script(held)
+    assert await paid.resources.doorbell.enqueue_file_processing_jobs(
+        [Hint(ingestion, paid.owner.user_id, None, 1)]
+    )
+    working = asyncio.create_task(run_worker(paid.resources.settings))
+    await provider.arrived(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    done, _ = await asyncio.wait({working}, timeout=0.5)
+    assert not done  # it may finish what it has in hand
+    os.kill(os.getpid(), signal.SIGTERM)
+    async with asyncio.timeout(10):
+        await working
+    held.release.set()
+    row = await paid.row(ingestion)
+    assert (row.state, row.attempts) == ("queued", 0)
