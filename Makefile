@@ -28,6 +28,8 @@ test-faults: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	@$(BIN)/python -m benchmarks.ingest
+	@$(BIN)/python -m benchmarks.queues
+	@$(BIN)/python -m benchmarks.million
 
 lock: $(VENV)/.installed-dev
 	@$(UV_COMPILE) pyproject.toml -o requirements.lock
