@@ -167,13 +167,14 @@ class ArqRedis(aioredis.Redis):
             return []
         async with self.within_budget(len(jobs)):
             if len(jobs) <= _MOST_A_SCRIPT:
-                made: list[int] = await self._enqueue_script([Queue.redis_queues_keys], _arguments(jobs))
-                return [bool(each) for each in made]
-            return await self._enqueue_many(jobs)
+                made = await self._enqueue_script([Queue.redis_queues_keys], _arguments(jobs))
+            else:
+                made = await self._enqueue_many(jobs)
+        return [bool(is_made) or job.is_new_id for job, is_made in zip(jobs, made, strict=True)]
 
-    async def _enqueue_many(self, jobs: Sequence[PackedJob]) -> list[bool]:
+    async def _enqueue_many(self, jobs: Sequence[PackedJob]) -> list[int]:
         parts = [jobs[start : start + _MOST_A_SCRIPT] for start in range(0, len(jobs), _MOST_A_SCRIPT)]
-        made: list[bool] = []
+        made: list[int] = []
         while parts:
             pipeline = self.pipeline(transaction=False)
             for part in parts:
@@ -186,7 +187,7 @@ class ArqRedis(aioredis.Redis):
             for answer in answers:
                 if isinstance(answer, Exception):
                     raise answer
-                made += map(bool, answer)
+                made += answer
             return made
         return made
 

@@ -50,6 +50,7 @@ class PackedJob:
     """A request as the script takes it."""
 
     job_id: str
+    is_new_id: bool  # nobody can have it: a second sending that finds it taken has found the first one
     queue_name: str
     arguments: Sequence[Any]
 
@@ -75,7 +76,7 @@ def pack(request: JobRequest, serializer: Serializer, queue_name: str, expires_s
         f"{request.job_try or 1} {int(request.replace_settled)} {queue_name}"
     )
     shown = get_call_string(request.function, request.args, kwargs, max_length=_MOST_SHOWN)
-    return PackedJob(job_id, queue_name, (line, zlib.compress(body, _LIGHTLY), shown))
+    return PackedJob(job_id, request.job_id is None, queue_name, (line, zlib.compress(body, _LIGHTLY), shown))
 
 
 def _when(request: JobRequest) -> str:

@@ -292,7 +292,10 @@ def failure_of(entry: Mapping[str, str]) -> BaseException:
     """The failure that a stream entry records, as far as RQ does: its traceback's last line."""
     if int(entry.get("type", 0)) == _STOPPED:
         return asyncio.CancelledError()
-    text = zlib.decompress(base64.b64decode(entry["exc_string"])).decode() if entry.get("exc_string") else ""
+    try:
+        text = zlib.decompress(base64.b64decode(entry["exc_string"])).decode() if entry.get("exc_string") else ""
+    except (ValueError, zlib.error):
+        text = "the job failed, and its traceback cannot be read"
     lines = [line for line in text.strip().splitlines() if line.strip()]
     return JobExecutionFailed(lines[-1] if lines else "the job failed without a traceback")
 

@@ -46,8 +46,15 @@ class RQSettler:
     async def _settle(self, settlement: "Settlement") -> None:
         worker = self._worker
         settling = _OneSettlement(worker, settlement, self._stopping)
-        async with self._slots:
-            await worker.until_redis_answers(partial(asyncio.to_thread, settling.settle))
+        try:
+            async with self._slots:
+                await worker.until_redis_answers(partial(asyncio.to_thread, settling.settle))
+        except Exception as exc:
+            # a record that RQ cannot read, a handler of failures that fails: the script at least can say so
+            logger.exception("Worker %s: RQ's code could not settle job %s", worker.name, settlement.running.job_id)
+            settlement.running.is_refused = True
+            worker.settler.put(settlement.running, Errored(exc))
+            return
         await worker.settler.note_idle()
         await worker.executor.settled([settlement], set())
 

@@ -138,7 +138,7 @@ class Running(Execution):
         self.raw = raw
         self.started = started
         self.serializer = serializer
-        self.job_try = int(raw.get(b"job_try") or 0) + 1
+        self.job_try = (self.whole(b"job_try") or 0) + 1
         self.call: Call | None = None
         # enqueued by arq's API, so that its rules apply; the unreadable is known by a field that RQ always writes
         self.is_arqs = b"success_callback_name" not in raw
@@ -156,9 +156,11 @@ class Running(Execution):
             self.task.cancel()
 
     def whole(self, name: bytes) -> int | None:
-        """A number of the job's hash; None if it is not there."""
-        value = self.raw.get(name)
-        return int(value) if value else None
+        """A number of the job's hash; None if it is not there, or is none: anybody may have written it."""
+        try:
+            return int(self.raw.get(name) or "")
+        except ValueError:
+            return None
 
     def ttl_of(self, name: str) -> int | None:
         """`result_ttl` or `failure_ttl` (s), which the function may have changed in its job."""

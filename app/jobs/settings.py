@@ -109,13 +109,19 @@ def _options(settings: RedisSettings, retry: type[Retry | AsyncRetry]) -> dict[s
     return options
 
 
-def async_pool(settings: RedisSettings, *, socket_timeout: float | None) -> aioredis.ConnectionPool:
+def async_pool(
+    settings: RedisSettings, *, socket_timeout: float | None, sends_again: bool = True
+) -> aioredis.ConnectionPool:
     """A pool of async connections; nothing is connected yet.
+
+    Without `sends_again` a command whose answer was lost is not sent once more: it may have been done.
 
     Raises:
         RuntimeError: `sentinel` without a list of (host, port).
     """
     options = _options(settings, AsyncRetry) | {"socket_timeout": socket_timeout}
+    if not sends_again:
+        options["retry"] = AsyncRetry(NoBackoff(), 0)
     limit = settings.max_connections or MOST_CONNECTIONS
     if settings.sentinel:
         sentinel = AsyncSentinel(_sentinel_hosts(settings), sentinel_kwargs=_for_sentinels(options), **options)

@@ -164,7 +164,7 @@ class AsyncWorker(RegisteredWorker):
         self.settler = Settler(self)
 
     def _client(self, stack: AsyncExitStack, socket_timeout: float | None) -> aioredis.Redis:
-        pool = async_pool(self.redis_settings, socket_timeout=socket_timeout)
+        pool = async_pool(self.redis_settings, socket_timeout=socket_timeout, sends_again=False)
         stack.push_async_callback(close_sentinels, pool)
         client = aioredis.Redis.from_pool(pool)
         stack.push_async_callback(client.aclose)

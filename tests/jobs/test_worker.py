@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sys
+import zlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -458,3 +459,40 @@ async def test_a_redis_that_forgot_everything_gets_to_know_the_worker_again(
             assert job is not None
             assert await job.result(10) == 6
             await pool.aclose()
+
+
+@pytest.mark.parametrize(
+    "poison",
+    [
+        {"job_try": "x"},
+        {"retries_left": "many"},
+        {"result_ttl": "x", "failure_ttl": "y"},
+        {"timeout": "soon"},
+        {"created_at": "never"},
+        {"enqueued_at": "never"},
+        {"expires_at": "never"},
+        {"repeats_left": "x"},
+        {"meta": b"\x80\x04junk"},
+        {"dependency_ids": "[junk", "rate_limit_key": "k"},
+        {"webhooks": "junk"},
+        {"data": b"junk"},
+        {"data": zlib.compress(b"[" * 100_000)},
+        {"origin": "another"},
+    ],
+    ids=",".join,
+)
+async def test_a_poisoned_record_hurts_its_own_job_only(
+    pool: ArqRedis, sync_redis: redis.Redis, run_worker: RunWorker, poison: dict[str, str]
+) -> None:
+    bad = await pool.enqueue_job("multiply", 2, 3)
+    assert bad is not None
+    sync_redis.hset(f"rq:job:{bad.job_id}", mapping=poison)  # type: ignore[arg-type]
+    async with run_worker() as worker:
+        good = await pool.enqueue_job("multiply", 6, 7)
+        assert good is not None
+        assert await good.result(10) == 42
+        async with asyncio.timeout(10):
+            while worker.running:
+                await asyncio.sleep(0.01)
+    assert sync_redis.hget(f"rq:job:{bad.job_id}", "status") in {b"finished", b"failed"}
+    assert sync_redis.zcard("rq:wip:q") == 0
