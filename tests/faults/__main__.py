@@ -78,15 +78,19 @@ def show(recovery: dict[str, list[float]], broken: Counter[str], console: Consol
     console.print(table)
 
 
-def run_mutants(count: int, console: Console) -> list[str]:
+def run_mutants(names: list[str], count: int, console: Console) -> list[str]:
     """Each mutant in a process and a copy of its own; the names of those that were not caught."""
     survivors = []
-    for name in MUTANTS:
+    for name in names:
         folder = Path(tempfile.mkdtemp(prefix="sluice-mutant-"))
         root = make(name, folder)
         command = [sys.executable, "-m", "tests.faults", "--count", str(count), "--stop-at-first"]
+        if MUTANTS[name].only:
+            command += ("--only", *MUTANTS[name].only)
         outcome = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
         lines = [line for line in outcome.stdout.splitlines() if line.startswith("fault ")]
+        if not lines and "0 violations" not in outcome.stdout:
+            raise RuntimeError(f"{name}: {outcome.stdout[-1000:]}{outcome.stderr[-1000:]}")
         console.print(f"{name}: {lines[0] if lines else 'NOT caught'}", markup=False)
         if not lines:
             survivors.append(name)
@@ -99,12 +103,12 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=60)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", nargs="+", choices=[fault.__name__ for fault in FAULTS])
-    parser.add_argument("--mutants", action="store_true")
+    parser.add_argument("--mutants", nargs="*", metavar="MUTANT", help=f"all, or some of {list(MUTANTS)}")
     parser.add_argument("--stop-at-first", action="store_true")
     options = parser.parse_args()
     console = Console(width=120, soft_wrap=True)
-    if options.mutants:
-        survivors = run_mutants(options.count, console)
+    if options.mutants is not None:
+        survivors = run_mutants(options.mutants or list(MUTANTS), options.count, console)
         sys.exit(f"not caught: {survivors}" if survivors else 0)
     faults = draw(random.Random(options.seed), options.count)
     if options.only:

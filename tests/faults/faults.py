@@ -13,7 +13,7 @@ from contextlib import suppress
 import asyncpg
 import redis
 
-from tests.faults.harness import Harness
+from tests.faults.harness import LARGE, Harness
 
 LONGER_THAN_THE_LEASE = 3.0
 
@@ -37,6 +37,7 @@ def freeze_worker(harness: Harness) -> None:
 
 def freeze_worker_and_withdraw(harness: Harness) -> None:
     """What it had in hand is cancelled or deleted while it sleeps."""
+    harness.upload(LARGE)
     freeze_worker(harness)
     harness.dice.choice([cancel_some, delete_some])(harness)
 
@@ -108,15 +109,15 @@ def cut_postgres(harness: Harness) -> None:
 def cancel_some(harness: Harness) -> None:
     """POST …/cancel of files on their way."""
     for each in harness.some_ingestions():
-        if harness.ask("POST", f"/v1/ingestions/{each['id']}/cancel").get("id"):
-            harness.withdrawn.add(each["id"])
+        if harness.ask("POST", f"/v1/ingestions/{each['id']}/cancel").get("status") == "cancelled":
+            harness.cancelled.add(each["id"])
 
 
 def delete_some(harness: Harness) -> None:
     """DELETE of files on their way."""
     for each in harness.some_ingestions():
         if harness.ask("DELETE", f"/v1/files/{each['file_id']}").get("deleted"):
-            harness.withdrawn.add(each["id"])
+            harness.deleted.add(each["id"])
 
 
 def ring_twice(harness: Harness) -> None:

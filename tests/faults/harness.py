@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ FOLLOW_SECONDS = 30
 """How long a job's status may disagree with its row's (issue 4: within 30 s)."""
 WORDS = Path(__file__).resolve().parents[2].joinpath("LICENSE").read_text().split()
 SIZES = (20, 500, 3000)
+LARGE = (20_000,)
+"""Words; such a file is on its way for long enough to be met there."""
 NUL = "nul.txt"
 
 
@@ -46,7 +49,8 @@ class Harness:
         self.workers: list[subprocess.Popen[bytes]] = []
         self.last_files: list[str] = []
         self.open_batches: dict[str, int] = {}  # batch → how many files it was promised for
-        self.withdrawn: set[str] = set()  # ingestions that were cancelled, or whose file was deleted
+        self.cancelled: set[str] = set()  # ingestions of which we were told so
+        self.deleted: set[str] = set()  # likewise, of their files
         self.done: Counter[str] = Counter()
 
     def start(self, stack: ExitStack) -> None:
@@ -84,10 +88,10 @@ class Harness:
         threading.Thread(target=worker.wait).start()
         self.workers[self.workers.index(worker)] = self.start_worker()
 
-    def upload(self) -> None:
-        """One batch upload of texts of many sizes into one to four stores; a refusal is no promise."""
+    def upload(self, sizes: Sequence[int] = SIZES) -> None:
+        """One batch upload of texts of these sizes into one to four stores; a refusal is no promise."""
         files = [
-            ("files", (f"{number}.txt", " ".join(self.dice.choices(WORDS, k=self.dice.choice(SIZES)))))
+            ("files", (f"{number}.txt", " ".join(self.dice.choices(WORDS, k=self.dice.choice(sizes)))))
             for number in range(FILES_AN_UPLOAD - 1)
         ]
         files.append(("files", (NUL, "words and more words. " * 4000 + "\x00 far behind.")))
@@ -136,12 +140,15 @@ class Harness:
         known = {each["id"]: each["status"] for each in page["data"]}
         for ingestion, status in known.items():
             self.done[f"files {status}"] += 1
-            if status != "completed" and not (status == "cancelled" and ingestion in self.withdrawn):
+            if status != ("cancelled" if ingestion in self.cancelled else "completed"):
                 wrong.append(f"ingestion {ingestion} of batch {batch} ended as {status}")
+        wrong += [
+            f"ingestion {each} of batch {batch} is there, its file was deleted"
+            for each in self.deleted & set(known)
+        ]
         gone = self.open_batches[batch] - len(known)
-        withdrawn = len(self.withdrawn - set(known))
-        if gone > withdrawn:
-            wrong.append(f"batch {batch}: {gone} files are gone, {withdrawn} were deleted")
+        if gone > len(self.deleted):
+            wrong.append(f"batch {batch}: {gone} files are gone, {len(self.deleted)} were deleted")
         return wrong
 
     def examine(self) -> list[str]:

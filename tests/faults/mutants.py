@@ -15,13 +15,15 @@ class Mutant:
     file: str
     old: str
     new: str
+    only: tuple[str, ...] = ()  # the faults that can show it
 
 
 MUTANTS = {
     "no claim check at the commit": Mutant(
         "app/records/ingestions.py",
         "\"SELECT id FROM ingestions WHERE id = $1 AND fence = $2 AND state = 'running' FOR UPDATE\"",
-        '"SELECT id FROM ingestions WHERE id = $1 AND $2 = $2 FOR UPDATE"',
+        '"SELECT id FROM ingestions WHERE id = $1 AND $2::int IS NOT NULL FOR UPDATE"',
+        only=("freeze_worker_and_withdraw", "cancel_some"),
     ),
     "expired leases are not taken back": Mutant(
         "app/records/ingestions.py",
