@@ -6,11 +6,15 @@ from typing import Any
 import anyio
 import pytest
 import redis
+from rq import Queue
 
 from app.jobs import ArqRedis, AsyncWorker, RedisSettings, create_pool
 from tests.jobs import functions
 
 RunWorker = Callable[..., AbstractAsyncContextManager[AsyncWorker]]
+Until = Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]
+PLAIN: dict[str, Any] = {"functions": None, "serializer": None}
+"""An AsyncWorker as `rq worker` makes it: any function, pickle."""
 ALL = [
     functions.multiply,
     functions.fail_async,
@@ -68,3 +72,18 @@ def until() -> Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]:
         return found
 
     return wait
+
+
+@pytest.fixture
+def queue(sync_redis: redis.Redis) -> Queue:
+    return Queue("q", connection=sync_redis)
+
+
+@pytest.fixture
+def burst(redis_url: str) -> Callable[..., AsyncWorker]:
+    def run(**options: Any) -> AsyncWorker:
+        worker = AsyncWorker(["q"], redis_settings=RedisSettings.from_dsn(redis_url), **options)
+        worker.work(burst=True)
+        return worker
+
+    return run

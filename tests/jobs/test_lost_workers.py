@@ -21,18 +21,11 @@ from rq.serializers import JSONSerializer
 from app.embedded import EmbeddedRedis
 from app.jobs import ArqRedis, RedisSettings, connect_lazily
 from tests.jobs import rq_functions as f
-from tests.jobs.conftest import RunWorker
+from tests.jobs.conftest import PLAIN, RunWorker, Until
 from tests.jobs.redis_snapshot import assert_no_run_is_recorded, place_of
 
-Until = Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]
 Burst = Callable[..., Awaitable[int]]
-PLAIN: dict[str, Any] = {"functions": None, "serializer": None}
 ARQ: dict[str, Any] = {"functions": [f.arq_multiply, f.arq_fail, f.arq_retry, f.arq_forever], "serializer": "json"}
-
-
-@pytest.fixture
-def queue(sync_redis: redis.Redis) -> Queue:
-    return Queue("q", connection=sync_redis)
 
 
 @pytest.fixture

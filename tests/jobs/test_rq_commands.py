@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,26 +21,7 @@ from rq.worker import Worker
 
 from app.jobs import AsyncWorker, RedisSettings
 from tests.jobs import rq_functions as f
-from tests.jobs.conftest import RunWorker
-
-Until = Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]
-PLAIN: dict[str, Any] = {"functions": None, "serializer": None}
-"""An AsyncWorker as `rq worker` makes it: any function, pickle."""
-
-
-@pytest.fixture
-def queue(sync_redis: redis.Redis) -> Queue:
-    return Queue("q", connection=sync_redis)
-
-
-@pytest.fixture
-def burst(redis_url: str) -> Callable[..., AsyncWorker]:
-    def run(**options: Any) -> AsyncWorker:
-        worker = AsyncWorker(["q"], redis_settings=RedisSettings.from_dsn(redis_url), **options)
-        worker.work(burst=True)
-        return worker
-
-    return run
+from tests.jobs.conftest import PLAIN, RunWorker, Until
 
 
 async def _reply(value: Any) -> Any:

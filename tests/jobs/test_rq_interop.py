@@ -22,26 +22,7 @@ from app.jobs import ArqRedis, AsyncWorker, JobExecutionFailed, JobRequest, Redi
 from app.jobs import Job as ArqJob
 from app.jobs import JobStatus as ArqStatus
 from tests.jobs import rq_functions as f
-from tests.jobs.conftest import RunWorker
-
-Until = Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]
-PLAIN: dict[str, Any] = {"functions": None, "serializer": None}
-"""An AsyncWorker as `rq worker` makes it: any function, pickle."""
-
-
-@pytest.fixture
-def queue(sync_redis: redis.Redis) -> Queue:
-    return Queue("q", connection=sync_redis)
-
-
-@pytest.fixture
-def burst(redis_url: str) -> Callable[..., AsyncWorker]:
-    def run(**options: Any) -> AsyncWorker:
-        worker = AsyncWorker(["q"], redis_settings=RedisSettings.from_dsn(redis_url), **options)
-        worker.work(burst=True)
-        return worker
-
-    return run
+from tests.jobs.conftest import PLAIN, RunWorker, Until
 
 
 @pytest.fixture
