@@ -1,6 +1,5 @@
 """The worker's root: RQ's queue and Postgres's sweep in one event loop, on the same resources as the API."""
 
-import math
 import os
 import signal
 import socket
@@ -19,8 +18,6 @@ from app.resources import open_resources
 from app.settings import QUEUE_NAME, Settings, load_settings
 
 _AWAY_SECONDS = 5.0
-_SAME_SIGNAL_SECONDS = 1.0
-"""A terminal and a parent process may both hand on the same Ctrl-C."""
 
 logger = structlog.stdlib.get_logger(__name__)
 
@@ -76,7 +73,7 @@ async def run_worker(settings: Settings) -> None:
     async with open_resources(settings, role="worker") as resources:
         processor = Processor(resources, name=name)
         queue_worker = _queue_worker(settings, processor)
-        stop = anyio.Event()
+        stop = anyio.Event() if queue_worker is None else queue_worker.stop_event
         async with processor.keeping_leases(), anyio.create_task_group() as group:
             group.start_soon(_stop_on_signals, stop, queue_worker)
             group.start_soon(_maintain, processor, settings.worker_concurrency)
@@ -110,11 +107,9 @@ def _queue_worker(settings: Settings, processor: Processor) -> AsyncWorker | Non
 
 async def _stop_on_signals(stop: anyio.Event, queue_worker: AsyncWorker | None) -> None:
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        stopping_since = math.inf
         async for received in signals:
             logger.info("stopping", signal=received.name)
-            if anyio.current_time() - stopping_since >= _SAME_SIGNAL_SECONDS and queue_worker is not None:
-                queue_worker.shut_down_cold()
-            if not stop.is_set():
-                stopping_since = anyio.current_time()
+            if queue_worker is None:
                 stop.set()
+            else:
+                queue_worker.on_signal()

@@ -1,7 +1,8 @@
 """Leases: one statement extends all that this process holds; work whose lease is lost is cancelled.
 
 The beat has a thread, an event loop and a connection of its own: a busy loop must not lose its leases, nor must a
-pool whose connections are all in use. A loop that has stopped, on the other hand, must: then the beat stops too.
+pool whose connections are all in use. A loop that has stopped for two thirds of a lease, on the other hand, must:
+then the beat stops too.
 """
 
 import asyncio
@@ -21,8 +22,7 @@ from app.records.ingestions import Claim, extend_leases
 
 logger = structlog.stdlib.get_logger(__name__)
 
-_TICK_SECONDS = 1.0
-_DEAD_LOOP_SECONDS = 20.0
+_TICKS_A_LEASE = 30
 _END_SECONDS = 2.0
 
 
@@ -46,6 +46,7 @@ class LeaseKeeper:
     def __init__(self, database_url: str, *, lease_seconds: float, name: str) -> None:
         self._database_url = database_url
         self._lease_seconds = lease_seconds
+        self._dead_loop_seconds = lease_seconds * 2 / 3
         self._name = name
         self._leases: dict[UUID, Lease] = {}
         self._ticked_at = time.monotonic()
@@ -87,7 +88,7 @@ class LeaseKeeper:
         """The loop lives."""
         while True:
             self._ticked_at = time.monotonic()
-            await anyio.sleep(_TICK_SECONDS)
+            await anyio.sleep(self._lease_seconds / _TICKS_A_LEASE)
 
     def _beat_in_thread(self) -> None:
         asyncio.run(self._beat_forever())
@@ -97,7 +98,7 @@ class LeaseKeeper:
         while not await asyncio.to_thread(self._ended.wait, self._lease_seconds / 3):
             if not self._leases:
                 continue
-            if time.monotonic() - self._ticked_at > _DEAD_LOOP_SECONDS:
+            if time.monotonic() - self._ticked_at > self._dead_loop_seconds:
                 logger.error("the event loop does not turn, so its leases are not extended", worker=self._name)
                 continue
             try:

@@ -14,6 +14,7 @@ from rq.timeouts import JobTimeoutException, TimerDeathPenalty
 
 from app.jobs.functions import Function
 from app.jobs.running import Running
+from app.jobs.serializers import unpacked
 from app.jobs.trampoline import TRAMPOLINE, function_name, import_by_name
 from app.jobs.values import DeserializationError, JobExecutionFailed
 
@@ -115,14 +116,15 @@ class CallReader:
 
     def _body(self, running: Running) -> bytes:
         packed = running.raw[b"data"]
+        if self._most_bytes is None:
+            return unpacked(packed)
+        inflating = zlib.decompressobj()
         try:
-            if self._most_bytes is None:
-                return zlib.decompress(packed)
-            inflating = zlib.decompressobj()
             body = inflating.decompress(packed, self._most_bytes)
+            is_all = inflating.eof
         except zlib.error:
-            body = packed  # as RQ does: bodies of old versions are not packed
-        if self._most_bytes is not None and (len(body) > self._most_bytes or not _is_all(packed, body, inflating)):
+            body, is_all = packed, True  # as in `unpacked`
+        if len(body) > self._most_bytes or not is_all:
             raise JobRefused(f"the job's arguments have more than {self._most_bytes} bytes, which is refused here")
         return body
 
@@ -132,10 +134,6 @@ class CallReader:
         if asked or raw.get(b"webhooks") or has_instance:
             what = f"a {asked[0]} callback" if asked else "a webhook" if raw.get(b"webhooks") else "an instance"
             raise JobRefused(f"the job brings {what}, which a worker with the JSON serializer refuses")
-
-
-def _is_all(packed: bytes, body: bytes, inflating: Any) -> bool:
-    return body is packed or inflating.eof
 
 
 @functools.lru_cache(maxsize=1024)

@@ -84,7 +84,7 @@ class Claimer:
         return free if self._left is None else min(free, self._left)
 
     async def _claim(self, most: int) -> int:
-        """Start up to `most` jobs; how many were started."""
+        """Start up to `most` jobs; how many left their queues (those that cannot be read are dropped)."""
         worker = self._worker
         if self._unanswered:
             back = await self._disown_script([worker.executions_key], [RQ_KEY_PREFIX, self._unanswered])

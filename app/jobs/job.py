@@ -23,7 +23,7 @@ from rq.utils import as_text, utcparse
 
 from app.jobs.ids import to_rq_id
 from app.jobs.lua_client import ABORT
-from app.jobs.serializers import DictDeserializer, may_unpickle, serializer_of
+from app.jobs.serializers import DictDeserializer, may_unpickle, serializer_of, unpacked
 from app.jobs.trampoline import TRAMPOLINE
 from app.jobs.values import (
     DeserializationError,
@@ -278,14 +278,6 @@ class Job:
             if isinstance(error, BaseException):
                 return error
         return failure_of(entry)
-
-
-def unpacked(data: bytes) -> bytes:
-    """A job's serialized call; as RQ, which has not always packed it."""
-    try:
-        return zlib.decompress(data)
-    except zlib.error:
-        return data
 
 
 def failure_of(entry: Mapping[str, str]) -> BaseException:

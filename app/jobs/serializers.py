@@ -2,6 +2,7 @@
 
 import pickle
 import time
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -82,3 +83,11 @@ def serializer_of(given: "Serializer | DictDeserializer | str") -> Serializer:
 def may_unpickle(serializer: Serializer) -> bool:
     """Whether whoever chose this serializer trusts what Redis holds with running code."""
     return serializer in _UNPICKLING or (isinstance(serializer, ArqSerializer) and serializer.unpickles)
+
+
+def unpacked(data: bytes) -> bytes:
+    """A job's serialized call; as RQ, which has not always packed it."""
+    try:
+        return zlib.decompress(data)
+    except zlib.error:
+        return data

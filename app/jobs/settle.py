@@ -59,9 +59,6 @@ class Settler:
         self._some = asyncio.Event()
         self._by_rq = RQSettler(worker)
 
-    def __len__(self) -> int:
-        return len(self._waiting)
-
     def put(self, running: Running, ending: Ending) -> None:
         """Have an ending written down."""
         self._waiting.append(Settlement(running, ending, self._worker.redis_time()))

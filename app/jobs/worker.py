@@ -40,6 +40,7 @@ _SETTLE_SECONDS = 10.0
 _LAST_CLAIM_SECONDS = 1.0
 _SUBSCRIBE_SECONDS = 1.0
 _SAME_SIGNAL_SECONDS = 1.0
+"""As RQ: a terminal and a parent process may both hand on the same Ctrl-C."""
 _MOST_BODY_BYTES = 16 * 1024 * 1024
 
 Tick = Callable[[], Awaitable[float | None]]
@@ -192,24 +193,24 @@ class AsyncWorker(RegisteredWorker):
             return bool(runner.run(self._run_with_signals(burst, max_jobs, max_idle_time)))
 
     async def _run_with_signals(self, burst: bool, job_limit: int | None, max_idle: int | None) -> int:  # noqa: FBT001
-        stop = anyio.Event()
+        self.stop_event = anyio.Event()
         loop = asyncio.get_running_loop()
         self.log.info("Worker %s: started with PID %d, %d jobs at once", self.name, os.getpid(), self.max_jobs)
         self.log.info("*** Listening on %s...", ", ".join(self.queue_names()))
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._on_signal, stop)
+            loop.add_signal_handler(number, self.on_signal)
         try:
-            return await self.run(burst=burst, stop=stop, job_limit=job_limit, max_idle_seconds=max_idle)
+            return await self.run(burst=burst, stop=self.stop_event, job_limit=job_limit, max_idle_seconds=max_idle)
         finally:
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.remove_signal_handler(number)
 
-    def _on_signal(self, stop: anyio.Event) -> None:
+    def on_signal(self) -> None:
         """The first signal is a warm shutdown; a second one, a second later, gives everything back at once."""
         here = time.monotonic()
-        if stop.is_set() and here - self._signalled_at > _SAME_SIGNAL_SECONDS:
+        if self.stop_event.is_set() and here - self._signalled_at > _SAME_SIGNAL_SECONDS:
             self.shut_down_cold()
-        elif not stop.is_set():
+        elif not self.stop_event.is_set():
             self._signalled_at = here
             self.log.info("Worker %s: warm shutdown requested", self.name)
             self.request_shutdown()

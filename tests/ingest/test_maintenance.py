@@ -225,9 +225,8 @@ async def test_a_redis_that_answers_but_takes_no_write_is_none(
 
 
 async def test_a_second_signal_gives_everything_back_at_once_and_costs_no_attempt(
-    paid: Workbench, provider: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
+    paid: Workbench, provider: FakeOpenAI
 ) -> None:
-    monkeypatch.setattr("app.worker._SAME_SIGNAL_SECONDS", 0.0)
     store = await paid.store(model="text-embedding-3-small", dimensions=8)
     ingestion = await paid.attach(await paid.file(), [store])
     held = Held()
@@ -238,8 +237,8 @@ async def test_a_second_signal_gives_everything_back_at_once_and_costs_no_attemp
     working = asyncio.create_task(run_worker(paid.resources.settings))
     await provider.arrived(1)
     os.kill(os.getpid(), signal.SIGTERM)
-    done, _ = await asyncio.wait({working}, timeout=0.5)
-    assert not done  # it may finish what it has in hand
+    done, _ = await asyncio.wait({working}, timeout=1.1)
+    assert not done  # it may finish what it has in hand; within a second it would be the same signal
     os.kill(os.getpid(), signal.SIGTERM)
     async with asyncio.timeout(10):
         await working

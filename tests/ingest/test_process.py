@@ -2,18 +2,14 @@
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 from uuid import UUID
 
-import asyncpg
 import pytest
 from pydantic import SecretStr
 
 from app.access.embedding_keys import add_embedding_key, revoke_embedding_key
 from app.db import connection, transaction
 from app.ids import new_id
-from app.ingest import leases
 from app.ingest.commit import save_docs_to_multiple_collections
 from app.ingest.outcomes import Completed, Failed, RetryLater, Superseded
 from app.ingest.prepare import prepare
@@ -289,90 +285,6 @@ async def test_whoever_cancels_or_deletes_in_the_middle_wins(
     assert isinstance(await running, Superseded)
     assert await paid.chunks(store) == 0
     assert await paid.findings() == []
-
-
-async def test_a_lost_lease_stops_the_work(paid: Workbench, provider: FakeOpenAI) -> None:
-    quick = paid.with_settings(lease_seconds=0.3)
-    store = await quick.store(model="text-embedding-3-small", dimensions=8)
-    ingestion = await quick.attach(await quick.file(), [store])
-    held = Held()
-    provider.script(held)
-    async with quick.processor.keeping_leases():
-        running = asyncio.create_task(quick.processor.process(ingestion))
-        await provider.arrived(1)
-        await _cancel(quick, ingestion, UUID(int=0), store)
-        async with asyncio.timeout(10):  # the provider never answers: only the beat can end this
-            assert isinstance(await running, Superseded)
-    held.release.set()
-
-
-async def test_a_long_attempt_keeps_its_lease(paid: Workbench, provider: FakeOpenAI) -> None:
-    quick = paid.with_settings(lease_seconds=0.3)
-    store = await quick.store(model="text-embedding-3-small", dimensions=8)
-    ingestion = await quick.attach(await quick.file(), [store])
-    held = Held()
-    provider.script(held)
-    async with quick.processor.keeping_leases():
-        running = asyncio.create_task(quick.processor.process(ingestion))
-        await provider.arrived(1)
-        first = await quick.sql("SELECT lease_until FROM ingestions")
-        async with asyncio.timeout(10):
-            while await quick.sql("SELECT lease_until FROM ingestions") == first:
-                await asyncio.sleep(0.01)
-        held.release.set()
-        assert isinstance(await running, Completed)
-
-
-async def test_a_loop_that_is_busy_keeps_its_leases(paid: Workbench, provider: FakeOpenAI) -> None:
-    quick = paid.with_settings(lease_seconds=0.3)
-    store = await quick.store(model="text-embedding-3-small", dimensions=8)
-    ingestion = await quick.attach(await quick.file(), [store])
-    held = Held()
-    provider.script(held)
-    async with quick.processor.keeping_leases():
-        running = asyncio.create_task(quick.processor.process(ingestion))
-        await provider.arrived(1)
-        first = await quick.sql("SELECT lease_until FROM ingestions")
-        moved = lease_seen_from_another_thread(quick, first)  # this loop stands still until the lease has moved
-        assert moved > first
-        held.release.set()
-        assert isinstance(await running, Completed)
-
-
-def lease_seen_from_another_thread(bench: Workbench, first: object) -> Any:
-    """Ask from another thread's loop while this one stands still."""
-
-    async def watch() -> object:
-        conn = await asyncpg.connect(bench.resources.settings.database_url)
-        try:
-            async with asyncio.timeout(10):
-                while (now := await conn.fetchval("SELECT lease_until FROM ingestions")) == first:
-                    await asyncio.sleep(0.01)
-        finally:
-            await conn.close()
-        return now
-
-    with ThreadPoolExecutor(1) as threads:
-        return threads.submit(asyncio.run, watch()).result()
-
-
-async def test_a_loop_that_has_died_loses_its_leases(
-    paid: Workbench, provider: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(leases, "_DEAD_LOOP_SECONDS", -1.0)  # it has always just died
-    quick = paid.with_settings(lease_seconds=0.3)
-    store = await quick.store(model="text-embedding-3-small", dimensions=8)
-    ingestion = await quick.attach(await quick.file(), [store])
-    held = Held()
-    provider.script(held)
-    async with quick.processor.keeping_leases():
-        running = asyncio.create_task(quick.processor.process(ingestion))
-        await provider.arrived(1)
-        async with asyncio.timeout(10):
-            while not await quick.sql("SELECT lease_until < now() FROM ingestions"):
-                await asyncio.sleep(0.01)
-        held.release.set()
-        await running
 
 
 async def test_a_shutdown_gives_the_claim_back_without_costing_an_attempt(

@@ -1,0 +1,94 @@
+"""Leases under real attempts: kept by a beat of their own, lost with the claim or with the loop."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+
+from app.db import transaction
+from app.ingest.outcomes import Completed, Superseded
+from app.records.store_files import detach_all
+from tests.ingest.conftest import Workbench
+from tests.support.fake_openai import FakeOpenAI, Held
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """An attempt under way; set `answer` and the provider answers."""
+
+    bench: Workbench
+    store: UUID
+    ingestion: UUID
+    running: "asyncio.Task[object]"
+    answer: asyncio.Event
+
+
+@asynccontextmanager
+async def held_attempt(paid: Workbench, provider: FakeOpenAI, *, lease_seconds: float) -> AsyncIterator[Attempt]:
+    """An attempt that waits for the provider's answer, its lease kept alive."""
+    bench = paid.with_settings(lease_seconds=lease_seconds)
+    store = await bench.store(model="text-embedding-3-small", dimensions=8)
+    ingestion = await bench.attach(await bench.file(), [store])
+    held = Held()
+    provider.script(held)
+    async with bench.processor.keeping_leases():
+        running = asyncio.create_task(bench.processor.process(ingestion))
+        await provider.arrived(1)
+        yield Attempt(bench, store, ingestion, running, held.release)
+    held.release.set()
+
+
+async def test_a_lost_lease_stops_the_work(paid: Workbench, provider: FakeOpenAI) -> None:
+    async with held_attempt(paid, provider, lease_seconds=0.3) as attempt:
+        async with transaction(attempt.bench.resources.pool) as conn:
+            await detach_all(conn, attempt.store)
+        async with asyncio.timeout(10):  # the provider never answers: only the beat can end this
+            assert isinstance(await attempt.running, Superseded)
+
+
+async def test_a_long_attempt_keeps_its_lease(paid: Workbench, provider: FakeOpenAI) -> None:
+    async with held_attempt(paid, provider, lease_seconds=0.3) as attempt:
+        first = await attempt.bench.sql("SELECT lease_until FROM ingestions")
+        async with asyncio.timeout(10):
+            while await attempt.bench.sql("SELECT lease_until FROM ingestions") == first:
+                await asyncio.sleep(0.01)
+        attempt.answer.set()
+        assert isinstance(await attempt.running, Completed)
+
+
+async def test_a_loop_that_is_busy_keeps_its_leases(paid: Workbench, provider: FakeOpenAI) -> None:
+    async with held_attempt(paid, provider, lease_seconds=3.0) as attempt:
+        first = await attempt.bench.sql("SELECT lease_until FROM ingestions")
+        # this loop stands still until the lease has moved, a third of it
+        await_from_another_thread(attempt.bench, "SELECT lease_until <> $1 FROM ingestions", first)
+        attempt.answer.set()
+        assert isinstance(await attempt.running, Completed)
+
+
+def await_from_another_thread(bench: Workbench, condition: str, *values: Any) -> None:
+    """Stand still until an SQL condition holds, asked from another thread's loop."""
+
+    async def watch() -> None:
+        conn = await asyncpg.connect(bench.resources.settings.database_url)
+        try:
+            async with asyncio.timeout(10):
+                while not await conn.fetchval(condition, *values):
+                    await asyncio.sleep(0.01)
+        finally:
+            await conn.close()
+
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(asyncio.run, watch()).result()
+
+
+async def test_a_loop_that_has_died_loses_its_leases(paid: Workbench, provider: FakeOpenAI) -> None:
+    async with held_attempt(paid, provider, lease_seconds=0.6) as attempt:
+        # this loop stands still until the lease has ended
+        await_from_another_thread(attempt.bench, "SELECT lease_until < now() FROM ingestions")
+        attempt.answer.set()
+        await attempt.running
