@@ -2,11 +2,12 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from urllib.parse import urlsplit
 
+import httpx2
 import openai
 from openai import APIConnectionError, APIStatusError, AsyncOpenAI, DefaultAsyncHttpxClient, omit
 
@@ -16,6 +17,10 @@ from app.embedding.values import EmbeddingCredential, EmbeddingModel
 
 MAX_CLIENTS = 256
 CONNECT_SECONDS = 10.0
+MAX_BYTES_A_NUMBER = 32
+"""Room for a number of an embedding as text, with what stands around it; base64 takes six."""
+MAX_OTHER_BYTES = 1 << 20
+"""Room for all of an answer but its numbers, and for all of an error."""
 
 
 class OpenAIEmbeddings:
@@ -30,6 +35,7 @@ class OpenAIEmbeddings:
         self._connections = DefaultAsyncHttpxClient(
             timeout=openai.Timeout(timeout_seconds, connect=min(CONNECT_SECONDS, timeout_seconds)),
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
+            event_hooks={"response": [_cut_error]},
         )
         self._clients: OrderedDict[EmbeddingCredential, AsyncOpenAI] = OrderedDict()
 
@@ -60,25 +66,38 @@ class OpenAIEmbeddings:
         except (TimeoutError, openai.APITimeoutError):
             sentence = f"The API for {where} did not answer within {self._timeout_seconds:g} seconds."
             return Fault("passing", sentence)
-        except APIConnectionError as error:
+        except _TooLongError as error:
+            return Fault("passing", f"The API for {where} answered more than {error.most_bytes} bytes.")
+        except (APIConnectionError, httpx2.DecodingError) as error:
             reason = type(error.__cause__ or error).__name__
             return Fault("passing", f"The API for {where} cannot be reached ({reason}).")
         return read_answer(body, texts=len(texts), model=model, credential=credential)
 
     async def _post(self, texts: Sequence[str], *, model: EmbeddingModel, credential: EmbeddingCredential) -> bytes:
-        """The body of a 2xx. Read by us: the SDK's models cost a Python object per number."""
+        """The body of a 2xx. Read by us: the SDK's models cost a Python object per number.
+
+        Raises:
+            _TooLongError: it is longer than the vectors asked for can be.
+            openai.APIError, httpx2.DecodingError: as the SDK.
+        """
         # None of OPENAI_ORG_ID and OPENAI_PROJECT_ID, which the SDK adds: they are not this key's.
         headers: dict[str, str | openai.Omit] = {"OpenAI-Organization": omit, "OpenAI-Project": omit}
         if not credential.secret.get_secret_value():
             headers["Authorization"] = omit
-        answer = await self._client(credential).embeddings.with_raw_response.create(
+        most_bytes = MAX_OTHER_BYTES + MAX_BYTES_A_NUMBER * len(texts) * model.dimensions
+        async with self._client(credential).embeddings.with_streaming_response.create(
             input=list(texts),
             model=model.name,
             encoding_format="base64",
             dimensions=model.dimensions if _takes_dimensions(model) else omit,
             extra_headers=headers,
-        )
-        return answer.content
+        ) as answer:
+            body = bytearray()
+            async for piece in answer.iter_bytes():
+                body += piece
+                if len(body) > most_bytes:
+                    raise _TooLongError(most_bytes)
+        return bytes(body)
 
     def _client(self, credential: EmbeddingCredential) -> AsyncOpenAI:
         client = self._clients.pop(credential, None) or AsyncOpenAI(
@@ -91,6 +110,40 @@ class OpenAIEmbeddings:
         if len(self._clients) > MAX_CLIENTS:
             self._clients.popitem(last=False)
         return client
+
+
+class _TooLongError(Exception):
+    """An answer longer than `most_bytes`."""
+
+    def __init__(self, most_bytes: int) -> None:
+        super().__init__(most_bytes)
+        self.most_bytes = most_bytes
+
+
+async def _cut_error(response: httpx2.Response) -> None:
+    """The SDK reads the bodies of errors whole."""
+    if response.is_error and isinstance(response.stream, httpx2.AsyncByteStream):
+        response.stream = _Cut(response.stream, MAX_OTHER_BYTES)
+
+
+class _Cut(httpx2.AsyncByteStream):
+    """The first bytes of a stream, in whole pieces."""
+
+    def __init__(self, stream: httpx2.AsyncByteStream, most_bytes: int) -> None:
+        self._stream = stream
+        self._most_bytes = most_bytes
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        left = self._most_bytes
+        async for piece in self._stream:
+            yield piece
+            left -= len(piece)
+            if left <= 0:
+                return
+
+    async def aclose(self) -> None:
+        """Close the stream itself."""
+        await self._stream.aclose()
 
 
 def _takes_dimensions(model: EmbeddingModel) -> bool:

@@ -144,6 +144,8 @@ PASSING = {
     "503": Status(503),
     "reset": Reset(),
     "html": fake_openai.HTML,
+    "huge": fake_openai.Huge(),
+    "huge-error": fake_openai.Huge(code=503),
     "no-json": Status(200, body=b"oops"),
     "empty": Status(200, body=b"{}"),
     "count": fake_openai.ONE_TOO_FEW,

@@ -74,11 +74,19 @@ class Reset:
 
 
 @dataclass(frozen=True, slots=True)
+class Huge:
+    """Answer with a body of so many bytes, which look like the beginning of one long number."""
+
+    size_bytes: int = 1 << 30
+    code: int = 200
+
+
+@dataclass(frozen=True, slots=True)
 class Usual:
     """Answer as usual."""
 
 
-Behaviour = Status | Mangled | Held | Reset | Usual
+Behaviour = Status | Mangled | Held | Reset | Huge | Usual
 
 HTML = Status(200, {"content-type": "text/html"}, body=b"<!doctype html><title>Welcome</title>")
 ONE_TOO_FEW = Mangled(lambda entries: entries[:-1])
@@ -219,6 +227,9 @@ class FakeOpenAI:
                 return False
             case Held():
                 await behaviour.release.wait()
+            case Huge():
+                await _write_huge(behaviour, writer)
+                return False
         status = behaviour if isinstance(behaviour, Status) else Status(200)
         answer = _error(status) if isinstance(behaviour, Status) else self._embeddings(seen, behaviour)
         writer.write(self._response(answer, status=status))
@@ -260,6 +271,16 @@ class FakeOpenAI:
         lines = [f"HTTP/1.1 {answer.code} {HTTPStatus(answer.code).phrase}"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
         return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
+
+
+async def _write_huge(huge: Huge, writer: asyncio.StreamWriter) -> None:
+    """Until all is written or the client leaves."""
+    head = f"HTTP/1.1 {huge.code} {HTTPStatus(huge.code).phrase}\r\ncontent-type: application/json\r\n"
+    writer.write(f"{head}content-length: {huge.size_bytes}\r\n\r\n".encode())
+    piece = b"1" * (1 << 16)
+    for _ in range(huge.size_bytes // len(piece)):
+        writer.write(piece)
+        await writer.drain()
 
 
 def tokens_of(text: str) -> int:
