@@ -23,8 +23,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.faults.faults import FAULTS, Fault, draw
 from tests.faults.harness import Harness
+from tests.faults.kinds import FAULTS, Fault, draw
 from tests.faults.mutants import MUTANTS, make
 
 MOST_VIOLATIONS = 20
@@ -46,6 +46,7 @@ def run(faults: list[Fault], seed: int, folder: Path, console: Console, *, stop_
             found = harness.settle()
             recovery[fault.__name__].append(time.monotonic() - started)
             found += harness.examine()
+            harness.delete_old_files()
             if found:
                 broken[fault.__name__] += 1
                 violations += [f"fault {number}, {fault.__name__}: {each}" for each in found]
@@ -56,9 +57,10 @@ def run(faults: list[Fault], seed: int, folder: Path, console: Console, *, stop_
         if harness.workers and (Path("/tmp/forged")).exists():  # noqa: S108 - what forged jobs would have made
             violations.append("a forged job was executed")
     show(recovery, broken, console)
-    console.print(
-        f"seed {seed}, {sum(map(len, recovery.values()))} faults in {seconds:.0f} s; {dict(harness.done)}"
-    )
+    console.print(f"seed {seed}, {sum(map(len, recovery.values()))} faults in {seconds:.0f} s")
+    console.print(dict(sorted((harness.done + harness.promises.kept).items())))
+    billed, needed = harness.provider.billed_tokens, harness.provider.needed_tokens
+    console.print(f"{harness.reader.snapshots} snapshots read; {billed} tokens billed, {needed} needed")
     return violations
 
 

@@ -1,4 +1,4 @@
-"""A service to break: real API processes, workers, Redis and Postgres, its load, and what must be true of it."""
+"""A service to break: real API processes, workers, Redis and Postgres behind proxies, a provider, and its load."""
 
 import asyncio
 import os
@@ -8,25 +8,39 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import httpx
+import psutil
 import redis
 
 from app.cli.service import RunningService, ServicePlan, running_service
-from app.doctor import examine
 from app.embedded import EmbeddedPostgres, EmbeddedRedis
-from app.errors import Transient
-from app.resources import open_resources
-from app.settings import load_settings
+from app.samples import write_samples
+from app.settings import LOCAL_MODEL, load_settings
 from tests.acceptance.conftest import UNSET
+from tests.faults.promises import Promises, Reader, broken_promises
+from tests.faults.provider import Provider
 from tests.support.ports import free_port
+from tests.support.proxy import Proxy
 
-QUICK = {"LEASE_SECONDS": "2", "SWEEP_INTERVAL_SECONDS": "0.3", "JOB_RETRY_DELAY": "0.2", "JOB_MAX_RETRIES": "8"}
+QUICK = {
+    "LEASE_SECONDS": "2",
+    "SWEEP_INTERVAL_SECONDS": "0.3",
+    "JOB_RETRY_DELAY": "0.2",
+    "JOB_MAX_RETRIES": "8",
+    "EMBEDDING_TIMEOUT_SECONDS": "2",
+    "EXTRACTION_TIMEOUT_SECONDS": "4",
+    "RAG_EMBEDDING_ENGINE": "openai",
+    "RAG_OPENAI_API_KEY": "sk-server",
+}
+LEASE_SECONDS = float(QUICK["LEASE_SECONDS"])
+EXTRACTION_SECONDS = float(QUICK["EXTRACTION_TIMEOUT_SECONDS"])
 FILES_AN_UPLOAD = 16
 SETTLE_SECONDS = 60
 FOLLOW_SECONDS = 30
@@ -36,6 +50,15 @@ SIZES = (20, 500, 3000)
 LARGE = (20_000,)
 """Words; such a file is on its way for long enough to be met there."""
 NUL = "nul.txt"
+DISK_MEGABYTES = 256
+KEPT_FILES = 320
+"""Older ones are deleted, so that a long run looks at as much after each fault as a short one."""
+EMBEDDINGS = (
+    {"model": LOCAL_MODEL},
+    {"model": LOCAL_MODEL},
+    {"model": "text-embedding-3-small", "dimensions": 8},
+    {"model": "text-embedding-3-small", "dimensions": 16},
+)
 
 
 class Harness:
@@ -46,33 +69,68 @@ class Harness:
         self.dice = dice
         self.postgres = EmbeddedPostgres(folder / "pg")
         self.redis = EmbeddedRedis(folder / "redis")
+        self.blobs = folder / "blobs"
+        self.provider = Provider()
+        self.promises = Promises()
         self.workers: list[subprocess.Popen[bytes]] = []
-        self.last_files: list[str] = []
-        self.open_batches: dict[str, int] = {}  # batch → how many files it was promised for
-        self.cancelled: set[str] = set()  # ingestions of which we were told so
-        self.deleted: set[str] = set()  # likewise, of their files
+        self.files: deque[str] = deque()
         self.done: Counter[str] = Counter()
+        self.samples = [(each.name, each.read_bytes()) for each in write_samples(_made(folder / "samples"))]
 
     def start(self, stack: ExitStack) -> None:
         """Start everything: two API processes, one worker of the service's own, two of ours to kill."""
-        for server in (self.postgres, self.redis):
+        for server in (self.postgres, self.redis, self.provider):
             stack.enter_context(server)
+        sockets = parse_qs(urlsplit(self.postgres.url).query)["host"][0]
+        self.postgres_wire = stack.enter_context(Proxy(f"{sockets}/.s.PGSQL.5432"))
+        self.redis_wire = stack.enter_context(Proxy(urlsplit(self.redis.url).path))
         environment = {name: value for name, value in os.environ.items() if name not in UNSET} | QUICK
-        environment |= {"DATABASE_URL": self.postgres.url, "REDIS_URL": self.redis.url}
+        environment |= {
+            "DATABASE_URL": f"postgresql://postgres@127.0.0.1:{self.postgres_wire.port}/sluice",
+            "REDIS_URL": f"redis://127.0.0.1:{self.redis_wire.port}",
+            "STORAGE_URL": f"file://{self._small_disk(stack)}",
+            "RAG_OPENAI_API_BASE_URL": self.provider.api.base_url,
+        }
         plan = ServicePlan(self.folder / "data", port=free_port(), api_processes=2, environment=environment)
         self.service: RunningService = stack.enter_context(running_service(plan, print))
+        own = self.service.environment | {"DATABASE_URL": self.postgres.url, "REDIS_URL": self.redis.url}
+        self.settings = load_settings(**{name.lower(): value for name, value in own.items()})
         headers = {"Authorization": f"Bearer {self.service.api_key}"}
         self.http = stack.enter_context(httpx.Client(base_url=self.service.url, headers=headers, timeout=60))
-        self.stores = [self.http.post("/v1/vector_stores", json={}).json()["id"] for _ in range(4)]
+        self.stores = [self.new_store(choice) for choice in EMBEDDINGS]
         self.queue = redis.Redis.from_url(self.redis.url)
         stack.callback(self.queue.close)
         stack.callback(self.stop_workers)
         self.workers = [self.start_worker(), self.start_worker()]
+        self.reader = Reader(self.postgres.url, self.dice)
+        threading.Thread(target=lambda: asyncio.run(self.reader.run()), daemon=True).start()
 
-    def start_worker(self) -> "subprocess.Popen[bytes]":
+    def _small_disk(self, stack: ExitStack) -> Path:
+        """A tmpfs for uploads where we may mount one; else a folder, which no fault fills."""
+        _made(self.blobs)
+        mounted = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={DISK_MEGABYTES}m", "tmpfs", self.blobs],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if mounted.returncode == 0:
+            stack.callback(subprocess.run, ["umount", "--lazy", self.blobs], check=True)
+        else:
+            self.done[f"no small disk: {mounted.stderr.strip()}"] += 1
+        return self.blobs
+
+    def new_store(self, embedding: dict[str, object]) -> str:
+        answer = self.http.post("/v1/vector_stores", json={"embedding": embedding})
+        store: str = answer.raise_for_status().json()["id"]
+        return store
+
+    def start_worker(
+        self, *, environment: dict[str, str] | None = None, root: Path | None = None
+    ) -> "subprocess.Popen[bytes]":
+        """A worker; in another environment, or of the sources in another folder."""
         with (self.folder / "workers.log").open("ab") as log:
             command = [sys.executable, "-m", "app.cli", "worker"]
-            return subprocess.Popen(command, env=self.service.environment, stdout=log, stderr=log)
+            full = self.service.environment | (environment or {})
+            return subprocess.Popen(command, env=full, cwd=root, stdout=log, stderr=log)
 
     def stop_workers(self) -> None:
         for worker in self.workers:
@@ -81,25 +139,46 @@ class Harness:
         for worker in self.workers:
             worker.wait(60)
 
-    def replace_worker(self, stop: signal.Signals) -> None:
+    def replace_worker(
+        self, stop: signal.Signals, *, environment: dict[str, str] | None = None, root: Path | None = None
+    ) -> None:
         worker = self.dice.choice(self.workers)
         worker.send_signal(signal.SIGCONT)
         worker.send_signal(stop)
         threading.Thread(target=worker.wait).start()
-        self.workers[self.workers.index(worker)] = self.start_worker()
+        self.workers[self.workers.index(worker)] = self.start_worker(environment=environment, root=root)
 
-    def upload(self, sizes: Sequence[int] = SIZES) -> None:
+    def api_processes(self) -> list[psutil.Process]:
+        """The processes that answer, children of `sluice serve`."""
+        return _children(self.service.processes[0].pid, "spawn_main")
+
+    def zygotes(self) -> list[psutil.Process]:
+        """The workers' processes that fork the parsers."""
+        pids = [worker.pid for worker in (*self.workers, *self.service.processes[1:])]
+        return [each for pid in pids for each in _children(pid, "app.extraction.zygote")]
+
+    def parsers(self) -> list[psutil.Process]:
+        """The children that parse a document at this moment."""
+        return [child for zygote in self.zygotes() for child in _children(zygote.pid, "")]
+
+    def worker_of(self, parser: psutil.Process) -> "subprocess.Popen[bytes] | None":
+        """Whose child's child it is, if that worker is one of those that we may break."""
+        above = {each.pid for each in parser.parents()}
+        return next((worker for worker in self.workers if worker.pid in above), None)
+
+    def upload(self, sizes: Sequence[int] = SIZES, *, documents: int = 2, stores: list[str] | None = None) -> None:
         """One batch upload of texts of these sizes into one to four stores; a refusal is no promise."""
         files = [
             ("files", (f"{number}.txt", " ".join(self.dice.choices(WORDS, k=self.dice.choice(sizes)))))
-            for number in range(FILES_AN_UPLOAD - 1)
+            for number in range(FILES_AN_UPLOAD - 1 - documents)
         ]
+        files += [("files", each) for each in self.dice.choices(self.samples, k=documents)]
         files.append(("files", (NUL, "words and more words. " * 4000 + "\x00 far behind.")))
-        stores = self.dice.sample(self.stores, self.dice.randint(1, 4))
+        stores = stores or self.dice.sample(self.stores, self.dice.randint(1, 4))
         answer = self.ask("POST", "/v1/ingestions", data={"vector_store_ids": stores}, files=files)
         if answer.get("id"):
-            self.open_batches[answer["id"]] = FILES_AN_UPLOAD
-            self.last_files = [each["id"] for each in answer.get("files", [])]
+            self.promises.open_batches[answer["id"]] = len(answer["data"])
+            self.files += [each["file_id"] for each in answer["data"]]
         self.done["uploads accepted" if answer.get("id") else "uploads refused"] += 1
 
     def ask(self, method: str, path: str, **options: Any) -> dict[str, Any]:
@@ -109,60 +188,63 @@ class Harness:
             return {}
         return answer
 
+    def ingestions(self) -> list[dict[str, Any]]:
+        """Those of all batches that have not been seen to settle."""
+        return [each for batch in self.promises.open_batches for each in self._page(batch).get("data", [])]
+
     def some_ingestions(self) -> list[dict[str, Any]]:
-        if not self.open_batches:
-            return []
-        batch = list(self.open_batches)[-1]
-        found: list[dict[str, Any]] = self.ask(
-            "GET", "/v1/ingestions", params={"batch_id": batch, "limit": FILES_AN_UPLOAD}
-        ).get("data", [])
+        """A few of the newest batch."""
+        batches = list(self.promises.open_batches)
+        found = self._page(batches[-1]).get("data", []) if batches else []
         return self.dice.sample(found, min(5, len(found)))
+
+    def _dead_workers(self) -> list[str]:
+        """Those that nobody ended."""
+        dead = [worker for worker in self.workers if worker.poll() is not None]
+        for worker in dead:
+            self.workers[self.workers.index(worker)] = self.start_worker()
+        return [f"a worker ended by itself with status {worker.returncode}" for worker in dead]
+
+    def delete_old_files(self) -> None:
+        """As users do who tidy up."""
+        while len(self.files) > KEPT_FILES:
+            self.ask("DELETE", f"/v1/files/{self.files.popleft()}")
+
+    def _page(self, batch: str) -> dict[str, Any]:
+        return self.ask("GET", "/v1/ingestions", params={"batch_id": batch, "limit": 100})
 
     def settle(self) -> list[str]:
         """Wait until nothing is in progress; what is not as it was promised."""
         deadline = time.monotonic() + SETTLE_SECONDS
         while time.monotonic() < deadline:
-            pages = {
-                batch: self.ask("GET", "/v1/ingestions", params={"batch_id": batch, "limit": 100})
-                for batch in self.open_batches
-            }
+            pages = {batch: self._page(batch) for batch in self.promises.open_batches}
             if all(page.get("file_counts", {"in_progress": 1})["in_progress"] == 0 for page in pages.values()):
-                wrong = [each for batch, page in pages.items() for each in self._wrong_in(batch, page)]
-                self.open_batches.clear()
-                return wrong
+                return self.promises.settle(pages)
             time.sleep(0.05)
-        stuck = list(self.open_batches)
-        self.open_batches.clear()
+        stuck = list(self.promises.open_batches)
+        self.promises.settle({})
         return [f"batch {batch} has not settled after {SETTLE_SECONDS} s" for batch in stuck]
 
-    def _wrong_in(self, batch: str, page: dict[str, Any]) -> list[str]:
-        wrong = []
-        known = {each["id"]: each["status"] for each in page["data"]}
-        for ingestion, status in known.items():
-            self.done[f"files {status}"] += 1
-            if status != ("cancelled" if ingestion in self.cancelled else "completed"):
-                wrong.append(f"ingestion {ingestion} of batch {batch} ended as {status}")
-        wrong += [
-            f"ingestion {each} of batch {batch} is there, its file was deleted"
-            for each in self.deleted & set(known)
-        ]
-        gone = self.open_batches[batch] - len(known)
-        if gone > len(self.deleted):
-            wrong.append(f"batch {batch}: {gone} files are gone, {len(self.deleted)} were deleted")
-        return wrong
-
     def examine(self) -> list[str]:
-        """The doctor's findings; a job may follow its row within `FOLLOW_SECONDS`."""
+        """What is broken for good; a job may follow its row within `FOLLOW_SECONDS`."""
+        self.provider.balance()
         deadline = time.monotonic() + FOLLOW_SECONDS
         while True:
-            found = asyncio.run(self._examine())
+            found = asyncio.run(broken_promises(self.settings))
             if not found or time.monotonic() > deadline:
-                return found
+                torn, self.reader.torn = self.reader.torn, []
+                return found + torn + self._dead_workers()
             time.sleep(0.2)
 
-    async def _examine(self) -> list[str]:
-        settings = load_settings(**{name.lower(): value for name, value in self.service.environment.items()})
-        with suppress(Transient):
-            async with open_resources(settings, role="doctor") as resources:
-                return [f"{each.promise}: {each.where}" for each in await examine(resources)]
-        return ["Postgres does not answer"]
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _children(pid: int, word: str) -> list[psutil.Process]:
+    """Those whose command line has this word in it."""
+    try:
+        return [child for child in psutil.Process(pid).children() if word in " ".join(child.cmdline())]
+    except psutil.NoSuchProcess:
+        return []

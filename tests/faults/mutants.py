@@ -10,31 +10,47 @@ COPIED = ("app", "tests", "migrations", "alembic.ini", "LICENSE", "README.md", "
 
 @dataclass(frozen=True)
 class Mutant:
-    """One replacement in one file."""
+    """Replacements in one file, each wherever it fits."""
 
     file: str
-    old: str
-    new: str
+    replacements: tuple[tuple[str, str], ...]
     only: tuple[str, ...] = ()  # the faults that can show it
 
 
 MUTANTS = {
     "no claim check at the commit": Mutant(
         "app/records/ingestions.py",
-        "\"SELECT id FROM ingestions WHERE id = $1 AND fence = $2 AND state = 'running' FOR UPDATE\"",
-        '"SELECT id FROM ingestions WHERE id = $1 AND $2::int IS NOT NULL FOR UPDATE"',
-        only=("freeze_worker_and_withdraw", "cancel_some"),
+        (
+            (
+                "\"SELECT id FROM ingestions WHERE id = $1 AND fence = $2 AND state = 'running' FOR UPDATE\"",
+                '"SELECT id FROM ingestions WHERE id = $1 AND $2::int IS NOT NULL FOR UPDATE"',
+            ),
+        ),
+        only=("freeze_worker_and_withdraw", "cancel_some", "withdraw_during_writes"),
+    ),
+    "no fence": Mutant(
+        "app/records/ingestions.py",
+        (
+            ("AND fence = $2 AND state = 'running'", "AND $2::int IS NOT NULL AND state = 'running'"),
+            ("AND h.fence = i.fence", "AND h.fence > 0"),
+            ("AND i.fence = h.fence", "AND h.fence > 0"),
+        ),
+        only=("late_verdict",),
+    ),
+    "no FOR UPDATE at the commit": Mutant(
+        "app/records/ingestions.py",
+        (("AND state = 'running' FOR UPDATE\"", "AND state = 'running'\""),),
+        only=("withdraw_during_writes",),
     ),
     "expired leases are not taken back": Mutant(
         "app/records/ingestions.py",
-        "WHERE state = 'running' AND lease_until < now() FOR UPDATE",
-        "WHERE false FOR UPDATE",
+        (("WHERE state = 'running' AND lease_until < now() FOR UPDATE", "WHERE false FOR UPDATE"),),
     ),
     "nobody rings again": Mutant(
-        "app/ingest/maintenance.py", "return has_queue and await _ring(resources)", "return has_queue"
+        "app/ingest/maintenance.py", (("return has_queue and await _ring(resources)", "return has_queue"),)
     ),
     "text is not cleaned": Mutant(
-        "app/extraction/texts.py", '_UNCLEAN = re.compile("[\\x00-', '_UNCLEAN = re.compile("[\\x01-'
+        "app/extraction/texts.py", (('_UNCLEAN = re.compile("[\\x00-', '_UNCLEAN = re.compile("[\\x01-'),)
     ),
 }
 
@@ -55,7 +71,9 @@ def make(name: str, folder: Path) -> Path:
             shutil.copy(ROOT / each, root / each)
     path = root / mutant.file
     text = path.read_text(encoding="utf-8")
-    if mutant.old not in text:
-        raise LookupError(f"mutant {name!r}: {mutant.file} has changed")
-    path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
+    for old, new in mutant.replacements:
+        if old not in text:
+            raise LookupError(f"mutant {name!r}: {mutant.file} has changed")
+        text = text.replace(old, new)
+    path.write_text(text, encoding="utf-8")
     return root

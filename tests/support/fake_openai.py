@@ -130,6 +130,7 @@ class FakeOpenAI:
         self.requests: list[Seen] = []
         self.in_flight = 0
         self.most_in_flight = 0
+        self.billed_tokens = 0
         self.for_key: dict[str, Behaviour] = {}
         self.for_word: dict[str, Behaviour] = {}
         self._script: deque[Behaviour] = deque()
@@ -258,6 +259,7 @@ class FakeOpenAI:
         if isinstance(behaviour, Mangled):
             entries = behaviour.mangle(entries)
         tokens = sum(tokens_of(text) for text in seen.texts)
+        self.billed_tokens += tokens
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         answer = {"object": "list", "data": entries, "model": seen.model, "usage": usage}
         return Status(200, body=json.dumps(answer).encode())

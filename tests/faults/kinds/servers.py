@@ -1,45 +1,17 @@
-"""What goes wrong: each fault happens while an upload is on its way through the service."""
+"""Faults of what the service stands on: Redis, Postgres, the wires to them, the disk."""
 
 import asyncio
 import json
 import os
-import random
 import signal
-import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 
 import asyncpg
 import redis
 
-from tests.faults.harness import LARGE, Harness
-
-LONGER_THAN_THE_LEASE = 3.0
-
-
-def kill_worker(harness: Harness) -> None:
-    """SIGKILL; a new one starts."""
-    harness.replace_worker(signal.SIGKILL)
-
-
-def end_worker(harness: Harness) -> None:
-    """SIGTERM, as in a rolling restart."""
-    harness.replace_worker(signal.SIGTERM)
-
-
-def freeze_worker(harness: Harness) -> None:
-    """SIGSTOP for longer than its lease: it wakes up when others have its work."""
-    worker = harness.dice.choice(harness.workers)
-    worker.send_signal(signal.SIGSTOP)
-    threading.Timer(LONGER_THAN_THE_LEASE, lambda: worker.send_signal(signal.SIGCONT)).start()
-
-
-def freeze_worker_and_withdraw(harness: Harness) -> None:
-    """What it had in hand is cancelled or deleted while it sleeps."""
-    harness.upload(LARGE)
-    freeze_worker(harness)
-    harness.dice.choice([cancel_some, delete_some])(harness)
+from tests.faults.harness import LEASE_SECONDS, Harness
+from tests.support.proxy import Proxy
 
 
 def flush_redis(harness: Harness) -> None:
@@ -75,10 +47,18 @@ def fill_redis(harness: Harness) -> None:
 
 
 def cut_redis(harness: Harness) -> None:
-    """Every connection to it is cut."""
-    with suppress(redis.RedisError):
-        harness.queue.client_kill_filter(_type="normal", skipme=True)
-        harness.queue.client_kill_filter(_type="pubsub", skipme=True)
+    """RST on every connection to it."""
+    harness.redis_wire.reset()
+
+
+def slow_redis(harness: Harness) -> None:
+    """Every piece takes 50 ms."""
+    _slow(harness, harness.redis_wire)
+
+
+def part_from_redis(harness: Harness) -> None:
+    """Nothing gets through for longer than a lease, and then all that was swallowed arrives."""
+    _part(harness, harness.redis_wire)
 
 
 def restart_postgres(harness: Harness) -> None:
@@ -88,10 +68,10 @@ def restart_postgres(harness: Harness) -> None:
     harness.postgres.start()
 
 
-def cut_postgres(harness: Harness) -> None:
+def end_backends(harness: Harness) -> None:
     """Backends are terminated, some of them inside their write."""
 
-    async def cut() -> None:
+    async def end() -> None:
         conn = await asyncpg.connect(harness.postgres.url)
         try:
             for _ in range(5):
@@ -103,21 +83,61 @@ def cut_postgres(harness: Harness) -> None:
         finally:
             await conn.close()
 
-    asyncio.run(cut())
+    asyncio.run(end())
 
 
-def cancel_some(harness: Harness) -> None:
-    """POST …/cancel of files on their way."""
-    for each in harness.some_ingestions():
-        if harness.ask("POST", f"/v1/ingestions/{each['id']}/cancel").get("status") == "cancelled":
-            harness.cancelled.add(each["id"])
+def cut_postgres(harness: Harness) -> None:
+    """RST on every connection to it."""
+    harness.postgres_wire.reset()
 
 
-def delete_some(harness: Harness) -> None:
-    """DELETE of files on their way."""
-    for each in harness.some_ingestions():
-        if harness.ask("DELETE", f"/v1/files/{each['file_id']}").get("deleted"):
-            harness.deleted.add(each["id"])
+def cut_at_commit(harness: Harness) -> None:
+    """Some connections break at a COMMIT, before or after Postgres has it."""
+    for _ in range(5):
+        harness.postgres_wire.cuts_after = harness.dice.random() < 0.5
+        harness.postgres_wire.cut_at = b"COMMIT"
+        time.sleep(0.05)
+    harness.postgres_wire.cut_at = None
+
+
+def slow_postgres(harness: Harness) -> None:
+    """Every piece takes 50 ms."""
+    _slow(harness, harness.postgres_wire)
+
+
+def part_from_postgres(harness: Harness) -> None:
+    """Nothing gets through for longer than a lease, and then all that was swallowed arrives."""
+    _part(harness, harness.postgres_wire)
+
+
+def _slow(harness: Harness, wire: Proxy) -> None:
+    wire.latency_seconds = 0.05
+    try:
+        harness.upload()
+        time.sleep(0.5)
+    finally:
+        wire.latency_seconds = 0.0
+
+
+def _part(harness: Harness, wire: Proxy) -> None:
+    wire.swallow()
+    try:
+        time.sleep(LEASE_SECONDS + 0.5)
+    finally:
+        wire.pass_on()
+
+
+def fill_disk(harness: Harness) -> None:
+    """No room for uploads: they are refused, and what was accepted goes on."""
+    if not harness.blobs.is_mount():  # the machine's own disk is not ours to fill
+        return
+    room = os.statvfs(harness.blobs)
+    filler = harness.blobs / "filler"
+    with filler.open("wb") as file, suppress(OSError):
+        for _ in range(room.f_bavail):
+            file.write(bytes(room.f_frsize))
+    harness.upload()
+    filler.unlink()
 
 
 def ring_twice(harness: Harness) -> None:
@@ -150,27 +170,21 @@ def forge_jobs(harness: Harness) -> None:
         queue.lpush("rq:queue:file_processing", "forged6")
 
 
-Fault = Callable[[Harness], None]
-FAULTS: tuple[Fault, ...] = (
-    kill_worker,
-    end_worker,
-    freeze_worker,
-    freeze_worker_and_withdraw,
+FAULTS = (
     flush_redis,
     restart_redis,
     freeze_redis,
     fill_redis,
     cut_redis,
+    slow_redis,
+    part_from_redis,
     restart_postgres,
+    end_backends,
     cut_postgres,
-    cancel_some,
-    delete_some,
+    cut_at_commit,
+    slow_postgres,
+    part_from_postgres,
+    fill_disk,
     ring_twice,
     forge_jobs,
 )
-
-
-def draw(dice: random.Random, count: int) -> list[Fault]:
-    """`count` faults in random order, each kind as often as any other, give or take one."""
-    rounds = [dice.sample(FAULTS, len(FAULTS)) for _ in range(count // len(FAULTS) + 1)]
-    return [fault for each in rounds for fault in each][:count]

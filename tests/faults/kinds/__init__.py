@@ -1,0 +1,16 @@
+"""What goes wrong: each fault happens while an upload is on its way through the service."""
+
+import random
+from collections.abc import Callable
+
+from tests.faults.harness import Harness
+from tests.faults.kinds import processes, provider, servers, users
+
+Fault = Callable[[Harness], None]
+FAULTS: tuple[Fault, ...] = processes.FAULTS + servers.FAULTS + provider.FAULTS + users.FAULTS
+
+
+def draw(dice: random.Random, count: int) -> list[Fault]:
+    """`count` faults in random order, each kind as often as any other, give or take one."""
+    rounds = [dice.sample(FAULTS, len(FAULTS)) for _ in range(count // len(FAULTS) + 1)]
+    return [fault for each in rounds for fault in each][:count]

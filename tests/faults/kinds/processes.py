@@ -1,0 +1,209 @@
+"""Faults of our own processes: API, workers, parsers."""
+
+import glob
+import os
+import signal
+import subprocess
+import tarfile
+import threading
+import time
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+
+import psutil
+
+from tests.faults.harness import EXTRACTION_SECONDS, LARGE, LEASE_SECONDS, Harness
+from tests.faults.kinds.users import cancel_some, delete_some
+
+LONGER_THAN_THE_LEASE = LEASE_SECONDS + 1
+_SKEWS = ("+100s", "-100s")
+_ROOT = Path(__file__).resolve().parents[3]
+
+
+def kill_worker(harness: Harness) -> None:
+    """SIGKILL; a new one starts."""
+    harness.replace_worker(signal.SIGKILL)
+
+
+def end_worker(harness: Harness) -> None:
+    """SIGTERM."""
+    harness.replace_worker(signal.SIGTERM)
+
+
+def freeze_worker(harness: Harness) -> None:
+    """SIGSTOP for longer than its lease: it wakes up when others have its work."""
+    worker = harness.dice.choice(harness.workers)
+    worker.send_signal(signal.SIGSTOP)
+    threading.Timer(LONGER_THAN_THE_LEASE, lambda: worker.send_signal(signal.SIGCONT)).start()
+
+
+def freeze_worker_and_withdraw(harness: Harness) -> None:
+    """What it had in hand is cancelled or deleted while it sleeps."""
+    harness.upload(LARGE)
+    freeze_worker(harness)
+    harness.dice.choice([cancel_some, delete_some])(harness)
+
+
+def skew_clock(harness: Harness) -> None:
+    """A worker whose clock is 100 s ahead or behind."""
+    libraries = glob.glob("/usr/lib/*/faketime/libfaketime.so.1")
+    if not libraries:
+        raise FileNotFoundError("libfaketime is missing: apt-get install faketime")
+    skewed = {
+        "LD_PRELOAD": libraries[0],
+        "FAKETIME": harness.dice.choice(_SKEWS),
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
+    harness.replace_worker(signal.SIGTERM, environment=skewed)
+
+
+def previous_version(harness: Harness) -> None:
+    """A worker of the version before the newest migration beside the new ones."""
+    harness.replace_worker(signal.SIGTERM, root=version_before_newest_migration(harness.folder))
+
+
+@cache
+def version_before_newest_migration(folder: Path) -> Path:
+    """Its sources, taken from git; this version's where there is no git."""
+    root = folder / "previous"
+    newest = max((_ROOT / "migrations/versions").glob("*.py"))
+    asked = ["git", "log", "--diff-filter=A", "--format=%H", "-1", "--", str(newest.relative_to(_ROOT))]
+    commit = subprocess.run(asked, cwd=_ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    if not commit:
+        return _ROOT
+    packed = subprocess.check_output(["git", "archive", f"{commit}^", "app", "migrations"], cwd=_ROOT)
+    with tarfile.open(fileobj=BytesIO(packed)) as archive:
+        archive.extractall(root, filter="data")
+    return root
+
+
+def kill_api(harness: Harness) -> None:
+    """SIGKILL of an API process while an upload comes in; uvicorn starts another."""
+    uploading = threading.Thread(target=harness.upload)
+    uploading.start()
+    time.sleep(harness.dice.uniform(0, 0.05))
+    _signal_one(harness, harness.api_processes(), signal.SIGKILL)
+    uploading.join()
+
+
+def freeze_api(harness: Harness) -> None:
+    """An API process sleeps for longer than a lease, and whatever it drains or sweeps with it."""
+    frozen = _signal_one(harness, harness.api_processes(), signal.SIGSTOP)
+    if frozen is not None:
+        threading.Timer(LONGER_THAN_THE_LEASE, lambda: _signal(frozen, signal.SIGCONT)).start()
+
+
+def rolling_restart(harness: Harness) -> None:
+    """SIGHUP to the API, whose processes are replaced one by one, and SIGTERM to every worker."""
+    os.kill(harness.service.processes[0].pid, signal.SIGHUP)
+    harness.upload()
+    for number, worker in enumerate(harness.workers):
+        harness.workers[number] = harness.start_worker()
+        worker.terminate()
+        threading.Thread(target=worker.wait).start()
+
+
+def kill_zygote(harness: Harness) -> None:
+    """SIGKILL of a process that forks the parsers: that is no file's fault."""
+    harness.upload(documents=8)
+    _signal_one(harness, harness.zygotes(), signal.SIGKILL)
+
+
+def kill_parsers(harness: Harness) -> None:
+    """SIGKILL of children that parse, as the kernel does when memory is short."""
+    harness.promises.may_fail |= {"parser_memory", "parser_crashed"}
+    _meet_parsers(harness, signal.SIGKILL)
+
+
+def freeze_parsers(harness: Harness) -> None:
+    """Children that parse hang, and meet their wall time."""
+    harness.promises.may_fail |= {"parser_timeout"}
+    _meet_parsers(harness, signal.SIGSTOP)
+
+
+def _meet_parsers(harness: Harness, number: signal.Signals) -> None:
+    harness.upload(documents=12)
+    met, until = 0, time.monotonic() + 0.5
+    while met < 3 and time.monotonic() < until:
+        for parser in harness.parsers():
+            met += _signal(parser, number)
+    harness.done[f"parsers met by {number.name}"] += met
+
+
+def late_verdict(harness: Harness) -> None:
+    """A worker sleeps over its lease and a parser's wall time; when it wakes up and gives its verdict, others are
+    at the same files.
+    """
+    harness.upload(documents=15)
+    frozen: set[psutil.Process] = set()
+    sleeper = _stop_parsers(harness, frozen, None, seconds=1.0)
+    if sleeper is None:
+        return
+    sleeper.send_signal(signal.SIGSTOP)
+    started = time.monotonic()
+    time.sleep(LEASE_SECONDS)
+    _stop_parsers(harness, frozen, sleeper, seconds=1.5)  # the others', who have taken over
+    time.sleep(max(0.0, started + EXTRACTION_SECONDS + 0.2 - time.monotonic()))
+    sleeper.send_signal(signal.SIGCONT)
+    time.sleep(0.7)  # for its verdict
+    for parser in frozen:
+        _signal(parser, signal.SIGCONT)
+    harness.done["late verdicts"] += 1
+
+
+def _stop_parsers(
+    harness: Harness,
+    frozen: set[psutil.Process],
+    sleeper: "subprocess.Popen[bytes] | None",
+    *,
+    seconds: float,
+) -> "subprocess.Popen[bytes] | None":
+    """Freeze the parsers of one worker, which is returned, or with `sleeper` those of all others."""
+    until = time.monotonic() + seconds
+    found = None
+    while time.monotonic() < until:
+        for parser in harness.parsers():
+            try:
+                owner = harness.worker_of(parser)
+            except psutil.NoSuchProcess:
+                continue
+            is_wanted = owner is not sleeper if sleeper is not None else owner is not None and owner is (found or owner)
+            if parser not in frozen and is_wanted and _signal(parser, signal.SIGSTOP):
+                frozen.add(parser)
+                found = owner
+        if found is not None and sleeper is None:
+            return found
+    return found
+
+
+def _signal_one(harness: Harness, processes: list[psutil.Process], number: signal.Signals) -> psutil.Process | None:
+    if not processes:
+        return None
+    chosen = harness.dice.choice(processes)
+    return chosen if _signal(chosen, number) else None
+
+
+def _signal(process: psutil.Process, number: signal.Signals) -> bool:
+    try:
+        process.send_signal(number)
+    except psutil.NoSuchProcess:
+        return False
+    return True
+
+
+FAULTS = (
+    kill_worker,
+    end_worker,
+    freeze_worker,
+    freeze_worker_and_withdraw,
+    skew_clock,
+    previous_version,
+    kill_api,
+    freeze_api,
+    rolling_restart,
+    kill_zygote,
+    kill_parsers,
+    freeze_parsers,
+    late_verdict,
+)

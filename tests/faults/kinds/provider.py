@@ -1,0 +1,95 @@
+"""Faults of the embeddings API."""
+
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+from tests.faults.harness import Harness
+from tests.support import fake_openai
+from tests.support.fake_openai import Behaviour, Held, Huge, Reset, Status
+
+_PAID = slice(2, 4)
+"""Of the harness's stores: those whose vectors come from the provider."""
+
+
+def _script(harness: Harness, *behaviours: Behaviour) -> None:
+    """The next requests of an upload meet these."""
+    harness.provider.api.script(*behaviours)
+    harness.upload(stores=harness.stores[_PAID])
+
+
+def limit_rate(harness: Harness) -> None:
+    """429 with every form of Retry-After, and with none."""
+    now = datetime.now(UTC)
+    forms: list[dict[str, str]] = [
+        {},
+        {"retry-after": "1"},
+        {"retry-after": "0.3"},
+        {"retry-after-ms": "400"},
+        {"retry-after": format_datetime(now + timedelta(seconds=1), usegmt=True)},
+        {"retry-after": "soon"},
+        {"retry-after": "-5"},
+        {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "600ms"},
+    ]
+    _script(harness, *(Status(429, form) for form in harness.dice.sample(forms, 3)))
+
+
+def fail_requests(harness: Harness) -> None:
+    """500, 502, 503 with and without Retry-After, 408, 409; a page of HTML; a broken connection."""
+    kinds: list[Behaviour] = [
+        Status(500),
+        Status(502, body=b"<html>Bad Gateway</html>"),
+        Status(503),
+        Status(503, {"retry-after": "1"}),
+        Status(408),
+        Status(409),
+        fake_openai.HTML,
+        Reset(),
+    ]
+    _script(harness, *harness.dice.sample(kinds, 4))
+
+
+def answer_nonsense(harness: Harness) -> None:
+    """Too few vectors, another order, wrong or no indexes, holes, NaN, several lengths."""
+    kinds: list[Behaviour] = [
+        fake_openai.ONE_TOO_FEW,
+        fake_openai.SHUFFLED,
+        fake_openai.WRONG_INDEX,
+        fake_openai.HOLES,
+        fake_openai.UNEVEN,
+        fake_openai.NOT_FINITE,
+    ]
+    _script(harness, *harness.dice.sample(kinds, 3))
+
+
+def answer_another_width(harness: Harness) -> None:
+    """Vectors of three dimensions: the files fail, and say so."""
+    harness.promises.may_fail |= {"dimension_mismatch"}
+    narrow = fake_openai.Mangled(lambda entries: [entry | {"embedding": [1.0, 0.0, 0.0]} for entry in entries])
+    _script(harness, narrow)
+
+
+def answer_a_gibibyte(harness: Harness) -> None:
+    """A body of 1 GiB, as an answer and as an error."""
+    _script(harness, Huge(), Huge(code=500))
+
+
+def hang(harness: Harness) -> None:
+    """Requests are taken and never answered."""
+    _script(harness, Held(), Held())
+
+
+def refuse_the_key(harness: Harness) -> None:
+    """401: the files fail, and say so."""
+    harness.promises.may_fail |= {"key_rejected"}
+    _script(harness, Status(401, error_code="invalid_api_key"))
+
+
+FAULTS = (
+    limit_rate,
+    fail_requests,
+    answer_nonsense,
+    answer_another_width,
+    answer_a_gibibyte,
+    hang,
+    refuse_the_key,
+)

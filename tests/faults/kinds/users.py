@@ -1,0 +1,79 @@
+"""What users do while their files are on the way."""
+
+import time
+
+from tests.faults.harness import EMBEDDINGS, Harness
+
+_PROVIDERS = 3
+"""Of the harness's stores: one whose vectors come from the provider."""
+
+
+def cancel_some(harness: Harness) -> None:
+    """POST …/cancel of files on their way."""
+    for each in harness.some_ingestions():
+        if harness.ask("POST", f"/v1/ingestions/{each['id']}/cancel").get("status") == "cancelled":
+            harness.promises.cancelled.add(each["id"])
+
+
+def delete_some(harness: Harness) -> None:
+    """DELETE of files on their way."""
+    for each in harness.some_ingestions():
+        if harness.ask("DELETE", f"/v1/files/{each['file_id']}").get("deleted"):
+            harness.promises.deleted.add(each["id"])
+
+
+def detach_some(harness: Harness) -> None:
+    """DELETE of files on their way from one of their stores, which may be the only one."""
+    for each in harness.some_ingestions():
+        store = harness.dice.choice(each["vector_store_ids"] or harness.stores)
+        harness.promises.withdrawn.add(each["id"])
+        harness.ask("DELETE", f"/v1/vector_stores/{store}/files/{each['file_id']}")
+
+
+def attach_again(harness: Harness) -> None:
+    """Files on their way are attached once more, in other pieces: the newer ingestion takes the place."""
+    chosen = harness.some_ingestions()
+    harness.promises.withdrawn |= {each["id"] for each in chosen}
+    static = {"max_chunk_size_tokens": harness.dice.choice([200, 400]), "chunk_overlap_tokens": 50}
+    body = {
+        "file_ids": [each["file_id"] for each in chosen],
+        "chunking_strategy": {"type": "static", "static": static},
+    }
+    for store in harness.dice.sample(harness.stores, 2):
+        batch = harness.ask("POST", f"/v1/vector_stores/{store}/file_batches", json=body)
+        if batch.get("id"):
+            harness.promises.open_batches[batch["id"]] = len(chosen)
+            harness.promises.withdrawn |= {each["id"] for each in harness.ingestions()}
+
+
+def delete_store(harness: Harness) -> None:
+    """DELETE of a store that files are on their way to; another takes its place."""
+    number = harness.dice.randrange(len(harness.stores))
+    harness.promises.withdrawn |= {each["id"] for each in harness.ingestions()}
+    harness.ask("DELETE", f"/v1/vector_stores/{harness.stores[number]}")
+    harness.stores[number] = harness.new_store(EMBEDDINGS[number])
+
+
+def withdraw_during_writes(harness: Harness) -> None:
+    """Files are cancelled, deleted or detached while Postgres is slow in writing them."""
+    harness.postgres_wire.latency_seconds = 0.02
+    try:
+        harness.upload()
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline:
+            if any(each["stage"] == "writing" for each in harness.ingestions()):
+                break
+        harness.dice.choice([cancel_some, cancel_some, delete_some, detach_some])(harness)
+    finally:
+        harness.postgres_wire.latency_seconds = 0.0
+
+
+def revoke_key(harness: Harness) -> None:
+    """The user's own embedding key is revoked while files count on it."""
+    key = harness.ask("POST", "/v1/embedding_keys", json={"name": "own", "key": "sk-own"})
+    harness.promises.may_fail |= {"key_revoked"}
+    harness.upload(stores=[harness.stores[_PROVIDERS]])
+    harness.ask("DELETE", f"/v1/embedding_keys/{key.get('id')}")
+
+
+FAULTS = (cancel_some, delete_some, detach_some, attach_again, delete_store, withdraw_during_writes, revoke_key)

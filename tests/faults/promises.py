@@ -1,0 +1,137 @@
+"""What a load was promised, and what is not so."""
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import asyncpg
+import numpy as np
+from pgvector import HalfVector
+
+from app.db import connection
+from app.doctor import examine
+from app.errors import Transient
+from app.resources import open_resources
+from app.settings import Settings
+from tests.support.fake_openai import vector_of
+
+_MOST_VECTORS = 40
+_NEAR = 0.99
+_SNAPSHOT_PAUSE_SECONDS = 0.01
+
+
+@dataclass
+class Promises:
+    """Batches that were accepted, and what happened to their files since that allows another end than `completed`."""
+
+    open_batches: dict[str, int] = field(default_factory=dict)  # batch → how many files it was promised for
+    cancelled: set[str] = field(default_factory=set)  # ingestions of which we were told so
+    deleted: set[str] = field(default_factory=set)  # likewise, of their files
+    withdrawn: set[str] = field(default_factory=set)  # they may have lost all their stores
+    may_fail: set[str] = field(default_factory=set)  # codes that this fault may end a file with
+    kept: Counter[str] = field(default_factory=Counter)
+
+    def settle(self, pages: dict[str, dict[str, Any]]) -> list[str]:
+        """Hold what became of every open batch against what was promised, and start afresh."""
+        wrong = [each for batch, page in pages.items() for each in self._wrong_in(batch, page)]
+        self.open_batches.clear()
+        self.may_fail.clear()
+        return wrong
+
+    def _wrong_in(self, batch: str, page: dict[str, Any]) -> list[str]:
+        wrong = []
+        for each in page["data"]:
+            code = (each["error"] or {}).get("code")
+            self.kept[f"files {each['status']}" + (f": {code}" if each["status"] == "failed" else "")] += 1
+            if not self._may_be_so(each["id"], each["status"], code):
+                wrong.append(f"ingestion {each['id']} of batch {batch} ended as {each['status']} {code or ''}")
+        known = {each["id"] for each in page["data"]}
+        wrong += [
+            f"ingestion {each} of batch {batch} is there, its file was deleted" for each in self.deleted & known
+        ]
+        gone = self.open_batches[batch] - len(known)
+        if gone > len(self.deleted):
+            wrong.append(f"batch {batch}: {gone} files are gone, {len(self.deleted)} were deleted")
+        return wrong
+
+    def _may_be_so(self, ingestion: str, status: str, code: str | None) -> bool:
+        if ingestion in self.cancelled:
+            return status == "cancelled"
+        if status == "failed":
+            return code in self.may_fail
+        return status == "completed" or (status == "cancelled" and ingestion in self.withdrawn)
+
+
+async def broken_promises(settings: Settings) -> list[str]:
+    """The doctor's findings, and vectors that do not belong to their texts."""
+    with suppress(Transient, OSError):
+        async with open_resources(settings, role="doctor") as resources:
+            found = [f"{each.promise}: {each.where}" for each in await examine(resources)]
+            async with connection(resources.pool) as conn:
+                return found + await _wrong_vectors(conn)
+    return ["Postgres does not answer"]
+
+
+async def _wrong_vectors(conn: Any) -> list[str]:
+    """Of the newest files in stores whose vectors the fake provider made."""
+    rows = await conn.fetch(
+        """
+        SELECT c.content, c.embedding::text AS embedding, s.dimensions FROM chunks c
+        JOIN vector_stores s ON s.id = c.vector_store_id AND s.shard = c.shard
+        WHERE s.model = 'text-embedding-3-small' ORDER BY c.file_id DESC LIMIT $1
+        """,
+        _MOST_VECTORS,
+    )
+    wrong = []
+    for row in rows:
+        vector = HalfVector.from_text(row["embedding"]).to_numpy().astype(np.float32)
+        if float(vector @ vector_of(row["content"], row["dimensions"])) < _NEAR:
+            wrong.append(f"a vector is not that of its text: {row['content'][:60]!r}")
+    return wrong
+
+
+class Reader:
+    """Reads snapshots while others write: of a file there is all or nothing."""
+
+    def __init__(self, database_url: str, dice: random.Random) -> None:
+        self._database_url = database_url
+        self._dice = dice
+        self.snapshots = 0
+        self.torn: list[str] = []
+
+    async def run(self) -> None:
+        """Read until cancelled; Postgres may be away at times."""
+        while True:
+            with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
+                conn = await asyncpg.connect(self._database_url)
+                try:
+                    while True:
+                        self._note(await conn.fetch(_SNAPSHOT))
+                        await asyncio.sleep(_SNAPSHOT_PAUSE_SECONDS)
+                finally:
+                    conn.terminate()
+            await asyncio.sleep(0.1)
+
+    def _note(self, rows: Iterable[Any]) -> None:
+        self.snapshots += 1
+        self.torn += [
+            f"a snapshot shows {row['found']} of {row['chunk_count']} chunks of file {row['file_id']} ({row['state']})"
+            for row in rows
+            if row["found"] != (row["chunk_count"] if row["state"] == "completed" else 0)
+        ]
+
+
+_SNAPSHOT = """
+    SELECT v.file_id, v.chunk_count, i.state, (
+        SELECT count(*) FROM chunks c
+        WHERE c.shard = s.shard AND c.vector_store_id = v.vector_store_id AND c.file_id = v.file_id
+    ) AS found
+    FROM vector_store_files v
+    JOIN ingestions i ON i.id = v.ingestion_id JOIN vector_stores s ON s.id = v.vector_store_id
+    WHERE v.ingestion_id IN (SELECT id FROM ingestions ORDER BY id DESC LIMIT 12)
+"""
+"""One statement is one snapshot (READ COMMITTED); of the newest files, for these are being written."""

@@ -1,0 +1,116 @@
+"""A TCP proxy in front of a Unix socket that delays, resets, swallows, or cuts a connection at a word."""
+
+import asyncio
+import socket
+import struct
+import threading
+from types import TracebackType
+from typing import Self
+
+_PIECE_BYTES = 1 << 16
+_ABORTIVE = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close() sends RST
+
+
+class Proxy:
+    """Listens on a loopback port in a thread of its own; the attributes may be set from any thread."""
+
+    def __init__(self, upstream: str) -> None:
+        self._upstream = upstream
+        self._connections: set[asyncio.StreamWriter] = set()
+        self._loop = asyncio.new_event_loop()
+        self._is_open = asyncio.Event()
+        self.latency_seconds = 0.0  # of every piece, either way
+        self.cut_at: bytes | None = None  # the next connection whose client sends this is cut, once
+        self.cuts_after = False  # whether the server still gets the piece
+        self.port = 0
+
+    def __enter__(self) -> Self:
+        listening = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(listening,), daemon=True)
+        self._thread.start()
+        listening.wait()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.reset()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def reset(self) -> None:
+        """RST to every client."""
+        self._loop.call_soon_threadsafe(self._reset)
+
+    def swallow(self) -> None:
+        """A partition: connections stay open and nothing gets through until `pass_on`."""
+        self._loop.call_soon_threadsafe(self._is_open.clear)
+
+    def pass_on(self) -> None:
+        """The end of a partition: what was swallowed arrives late."""
+        self._loop.call_soon_threadsafe(self._is_open.set)
+
+    def _reset(self) -> None:
+        for client in self._connections:
+            _abort(client)
+
+    def _run(self, listening: threading.Event) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._is_open.set()
+        server = self._loop.run_until_complete(asyncio.start_server(self._connect, "127.0.0.1", 0))
+        self.port = server.sockets[0].getsockname()[1]
+        listening.set()
+        self._loop.run_forever()
+        server.close()
+        for task in asyncio.all_tasks(self._loop):
+            task.cancel()
+        self._loop.run_until_complete(asyncio.sleep(0))
+
+    async def _connect(self, from_client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        self._connections.add(to_client)
+        try:
+            await self._is_open.wait()
+            from_server, to_server = await asyncio.open_unix_connection(self._upstream)
+        except OSError:  # the server is away
+            _abort(to_client)
+            self._connections.discard(to_client)
+            return
+        ways = [
+            asyncio.ensure_future(self._carry(from_client, to_server, is_clients=True)),
+            asyncio.ensure_future(self._carry(from_server, to_client, is_clients=False)),
+        ]
+        try:
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for way in ways:
+                way.cancel()
+            to_server.close()
+            to_client.close()
+            self._connections.discard(to_client)
+
+    async def _carry(
+        self, source: asyncio.StreamReader, target: asyncio.StreamWriter, *, is_clients: bool
+    ) -> None:
+        """One direction, until either end closes."""
+        try:
+            while piece := await source.read(_PIECE_BYTES):
+                if self.latency_seconds:
+                    await asyncio.sleep(self.latency_seconds)
+                await self._is_open.wait()
+                is_cut = is_clients and self.cut_at is not None and self.cut_at in piece
+                if is_cut:
+                    self.cut_at = None
+                if not is_cut or self.cuts_after:
+                    target.write(piece)
+                    await target.drain()
+                if is_cut:
+                    return
+        except OSError:
+            return
+
+
+def _abort(writer: asyncio.StreamWriter) -> None:
+    connection: socket.socket = writer.get_extra_info("socket")
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORTIVE)
+    writer.transport.abort()
