@@ -5,7 +5,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
 
+import anyio
 import asyncpg
+import structlog
 
 from app.errors import Broken, Transient
 
@@ -28,6 +30,9 @@ _PASSING = (
 _USED_UP = (asyncpg.InternalClientError, asyncpg.ReadOnlySQLTransactionError, TimeoutError)
 """After these a connection is broken, silent, or leads to the wrong server."""
 _MOST_SECONDS_A_STATEMENT = 120.0
+_ASK_AGAIN_SECONDS = 0.5
+
+logger = structlog.stdlib.get_logger(__name__)
 
 
 class DatabaseUnavailable(Transient):
@@ -40,6 +45,19 @@ class NotMigrated(Broken):
 
 async def _prepare_connection(conn: Any) -> None:
     await conn.set_type_codec("jsonb", encoder=json.dumps, decoder=json.loads, schema="pg_catalog")
+
+
+async def open_pool_patiently(url: str, *, max_size: int, application_name: str, patience_seconds: float) -> Pool:
+    """As `open_pool`, but while Postgres is away it is asked again for so long."""
+    until = anyio.current_time() + patience_seconds
+    while True:
+        try:
+            return await open_pool(url, max_size=max_size, application_name=application_name)
+        except DatabaseUnavailable as exc:
+            if anyio.current_time() >= until:
+                raise
+            logger.warning("waiting for Postgres", error=str(exc))
+        await anyio.sleep(_ASK_AGAIN_SECONDS)
 
 
 async def open_pool(url: str, *, max_size: int, application_name: str) -> Pool:
@@ -61,6 +79,10 @@ async def open_pool(url: str, *, max_size: int, application_name: str) -> Pool:
                 "application_name": application_name,
                 # a frozen process that holds a row lock must not block its rescuers for ever
                 "idle_in_transaction_session_timeout": "15s",
+                # nor one whose machine is gone, without a word over the wire
+                "tcp_keepalives_idle": "10",
+                "tcp_keepalives_interval": "5",
+                "tcp_keepalives_count": "3",
                 "plan_cache_mode": "force_custom_plan",  # partition pruning needs the shard's value
             },
         )

@@ -29,7 +29,11 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_resources(settings, role="api") as resources, anyio.create_task_group() as group:
+        patience = settings.database_patience_seconds
+        async with (
+            open_resources(settings, role="api", patience_seconds=patience) as resources,
+            anyio.create_task_group() as group,
+        ):
             app.state.resources = resources
             group.start_soon(_keep_maintaining, resources)
             yield

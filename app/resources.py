@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import anyio
 
 from app.blobs import BlobStore
-from app.db import Pool, open_pool
+from app.db import Pool, open_pool_patiently
 from app.doorbell import Doorbell
 from app.embedding import Embedder
 from app.extraction import ExtractionLimits, Extractor
@@ -39,18 +39,24 @@ def _redis(settings: Settings) -> ArqRedis | None:
 
 
 @asynccontextmanager
-async def open_resources(settings: Settings, *, role: str) -> AsyncIterator[Resources]:
+async def open_resources(
+    settings: Settings, *, role: str, patience_seconds: float = 0.0
+) -> AsyncIterator[Resources]:
     """Open everything; `role` (api, worker, …) names the connections in Postgres.
 
-    A Redis that is down does not stop the start: uploads are taken and processed without it.
+    A Redis that is down does not stop the start: uploads are taken and processed without it. For a Postgres that is
+    away we wait up to `patience_seconds`.
 
     Raises:
         Broken, DatabaseUnavailable: a part that cannot do without does not open; says which.
     """
     stack = AsyncExitStack()
     try:
-        pool = await open_pool(
-            settings.database_url, max_size=settings.database_pool_size, application_name=f"sluice-{role}"
+        pool = await open_pool_patiently(
+            settings.database_url,
+            max_size=settings.database_pool_size,
+            application_name=f"sluice-{role}",
+            patience_seconds=patience_seconds,
         )
         stack.push_async_callback(pool.close)
         redis = _redis(settings)

@@ -123,6 +123,9 @@ class Settings(BaseSettings):
     extraction_timeout_seconds: float = Field(120, gt=0, description="Wall time a parser may take per file.")
     extraction_memory_bytes: int = Field(1024**3, ge=64 * 1024**2, description="Memory a parser may take.")
     extraction_max_characters: int = Field(20_000_000, ge=1, description="Longest text taken from a file.")
+    database_patience_seconds: float = Field(
+        30, ge=0, description="How long API and workers wait at their start for a Postgres that is away."
+    )
     database_pool_size: int = Field(10, ge=2, description="Postgres connections per process.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
 

@@ -70,7 +70,8 @@ async def _process(processor: Processor, ingestion_id: UUID) -> dict[str, object
 async def run_worker(settings: Settings) -> None:
     """Work until SIGTERM or SIGINT, then give back what does not finish in time, or at once at a second signal."""
     name = worker_name()
-    async with open_resources(settings, role="worker") as resources:
+    patience = settings.database_patience_seconds
+    async with open_resources(settings, role="worker", patience_seconds=patience) as resources:
         processor = Processor(resources, name=name)
         queue_worker = _queue_worker(settings, processor)
         stop = anyio.Event() if queue_worker is None else queue_worker.stop_event

@@ -182,7 +182,14 @@ class Claimer:
         for queue in self._worker.queues:
             task = self._blocked.get(queue.key)
             if task is None or task.done():
-                self._blocked[queue.key] = asyncio.create_task(self._wake_by(queue.key))
+                task = asyncio.create_task(self._wake_by(queue.key))
+                task.add_done_callback(self._end_with_its_error)
+                self._blocked[queue.key] = task
+
+    def _end_with_its_error(self, waiting: "asyncio.Task[None]") -> None:
+        """A worker that is not woken would stand still for ever: it ends, and says why."""
+        if not waiting.cancelled() and isinstance(error := waiting.exception(), Exception):
+            self._worker.end_with(error)
 
     async def _wake_by(self, key: str) -> None:
         """Wait for a queue, taking nothing: LMOVE of a list onto itself at the same end changes nothing."""

