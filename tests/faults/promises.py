@@ -119,7 +119,7 @@ class Reader:
     def _note(self, rows: Iterable[Any]) -> None:
         self.snapshots += 1
         self.torn += [
-            f"a snapshot shows {row['found']} of {row['chunk_count']} chunks of file {row['file_id']}, {row['state']}"
+            f"a snapshot shows {row['found']} of {row['chunk_count']} chunks of {row['file_id']}, {row['state']}"
             for row in rows
             if row["found"] != (row["chunk_count"] if row["state"] == "completed" else 0)
         ]
