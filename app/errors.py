@@ -87,6 +87,12 @@ class Conflict(Refused):
     status = 409
 
 
+class KeyReused(Refused):
+    """This Idempotency-Key came with another request before; take a new key for a new request."""
+
+    status = 422
+
+
 class TooLarge(Refused):
     """The upload is larger than this server accepts."""
 

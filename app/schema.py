@@ -213,6 +213,19 @@ queue_epochs = Table(
     CheckConstraint("is_only_row", name="one_row"),
 )
 
+accepted_requests = Table(
+    "accepted_requests",
+    metadata,
+    _reference("user_id", "users.id", cascade=True),
+    # SHA-256 of what makes two requests the same: the Idempotency-Key, or else the content
+    Column("fingerprint", LargeBinary, nullable=False),
+    Column("content_sha256", LargeBinary, nullable=False),
+    Column("created_id", Uuid, nullable=False),
+    Column("expires_at", DateTime(timezone=True), nullable=False),
+    PrimaryKeyConstraint("user_id", "fingerprint"),
+    Index(None, "expires_at"),
+)
+
 vector_store_files = Table(
     "vector_store_files",
     metadata,

@@ -6,29 +6,40 @@ from app.access.grants import require_stores
 from app.api.attaching import NewBatch, attach_files, files_to_attach, ring
 from app.api.callers import BatchId, Caller, Parts, VectorStoreId
 from app.api.paging import StoreFilePage, list_answer
+from app.api.repeats import ThisAttempt
 from app.api.wire.pages import ListAnswer
 from app.api.wire.store_files import BatchAnswer, CreateBatch, StoreFileAnswer
 from app.api.wire.values import Status
 from app.db import connection, transaction
 from app.ids import new_id, to_wire
 from app.records.batches import cancel_batch, get_batch
+from app.records.ingestions import Hint
 from app.records.store_files import list_store_files
 
 router = APIRouter()
 
 
 @router.post("/v1/vector_stores/{vector_store_id}/file_batches")
-async def create_file_batch(
-    caller: Caller, resources: Parts, vector_store_id: VectorStoreId, body: CreateBatch
+async def create_file_batch(  # noqa: PLR0917 - FastAPI's
+    caller: Caller,
+    resources: Parts,
+    vector_store_id: VectorStoreId,
+    body: CreateBatch,
+    attempt: ThisAttempt,
 ) -> BatchAnswer:
     """Queue many files for a vector store in one transaction; a file that is named twice counts once."""
     files = files_to_attach(body.entries(), most=resources.settings.max_files_per_batch)
     batch = NewBatch(new_id(), vector_store_id)
     async with transaction(resources.pool) as conn:
-        hints = await attach_files(
-            conn, resources.settings, caller, files=files, store_ids=[vector_store_id], batch=batch
-        )
-        made = await get_batch(conn, batch.id, vector_store_id=vector_store_id)
+        hints: list[Hint] = []
+        standing = await attempt.accept(conn, batch.id)
+        if standing == batch.id:
+            hints = await attach_files(
+                conn, resources.settings, caller, files=files, store_ids=[vector_store_id], batch=batch
+            )
+        else:
+            await require_stores(conn, caller, [vector_store_id], write=True)
+        made = await get_batch(conn, standing, vector_store_id=vector_store_id)
     await ring(resources, hints)
     return BatchAnswer.of(made, to_wire("vs", vector_store_id))
 

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from app.api.callers import Caller, FileId, Meters, Parts
 from app.api.multipart import read_parts
 from app.api.paging import FilePage, list_answer
+from app.api.repeats import ThisAttempt
 from app.api.uploads import Uploads, discard_blob
 from app.api.wire.files import FileAnswer, UploadFields
 from app.api.wire.pages import Deleted, ListAnswer
@@ -42,13 +43,17 @@ _MOST_OVERHEAD_BYTES = 1024 * 1024
 
 
 @router.post("/v1/files", response_model_exclude_none=True)
-async def create_file(caller: Caller, resources: Parts, meters: Meters, request: Request) -> FileAnswer:
+async def create_file(attempt: ThisAttempt, resources: Parts, meters: Meters, request: Request) -> FileAnswer:
     """Store a file. The answer means: its bytes are durable and its row is committed."""
     _require_acceptable_length(request, resources.settings.max_upload_bytes)
     async with Uploads(resources) as uploads:
         new = await _receive_file(request, uploads)
+        content = [new.filename, new.purpose, new.expires_after_seconds, new.sha256]
         async with transaction(resources.pool) as conn:
-            file = await insert_file(conn, new, owner_id=caller.user_id)
+            standing = await attempt.accept(conn, new.id, content)
+            if standing != new.id:  # sent again: the bytes are dropped
+                return FileAnswer.of(await get_file(conn, standing, owner_id=attempt.caller.user_id))
+            file = await insert_file(conn, new, owner_id=attempt.caller.user_id)
         uploads.keep()
     meters.note_uploads(files=1, size_bytes=new.size_bytes)
     return FileAnswer.of(file)

@@ -13,6 +13,7 @@ from app.api.attaching import FileToAttach, NewBatch, attach_files, ring
 from app.api.batch_uploads import BatchUpload, receive_batch
 from app.api.callers import Caller, IngestionId, Meters, Parts
 from app.api.paging import IngestionPage, list_answer
+from app.api.repeats import Attempt, ThisAttempt
 from app.api.uploads import Uploads
 from app.api.wire.ingestions import BatchUploadAnswer, IngestionAnswer, IngestionList
 from app.api.wire.values import FileCountsAnswer, Status, chunking_of, unix_seconds
@@ -30,7 +31,7 @@ router = APIRouter()
 
 @router.post("/v1/ingestions", status_code=202, response_model=BatchUploadAnswer)
 async def upload_batch(
-    caller: Caller, resources: Parts, meters: Meters, request: Request
+    attempt: ThisAttempt, resources: Parts, meters: Meters, request: Request
 ) -> BatchUploadAnswer | JSONResponse:
     """Take many files in one request and queue them all in one transaction.
 
@@ -43,8 +44,9 @@ async def upload_batch(
             first = upload.rejected[0]
             rejected = [each.model_dump() for each in upload.rejected]
             return JSONResponse({"error": first.error, "rejected": rejected}, upload.status)
-        answer, hints = await _record(resources, caller, upload, store_ids)
-        uploads.keep()
+        answer, hints = await _record(resources, attempt, upload, store_ids)
+        if hints:  # none: it was sent again, and these bytes are dropped
+            uploads.keep()
     await ring(resources, hints)
     meters.note_uploads(files=len(upload.accepted), size_bytes=uploads.stored_bytes)
     return answer
@@ -89,20 +91,27 @@ async def cancel_ingestion(caller: Caller, resources: Parts, ingestion_id: Inges
 
 
 async def _record(
-    resources: Resources, caller: Principal, upload: BatchUpload, store_ids: Sequence[UUID]
+    resources: Resources, attempt: Attempt, upload: BatchUpload, store_ids: Sequence[UUID]
 ) -> tuple[BatchUploadAnswer, list[Hint]]:
-    """One transaction: files, batch, ingestions, attachments; and the answer as of its commit."""
-    fields = upload.fields()
+    """One transaction: files, batch, ingestions, attachments; and the answer as of its commit. No hints if the
+    same request came before, whose batch the answer then shows.
+    """
+    caller, fields = attempt.caller, upload.fields()
     chunking = chunking_of(fields.chunking_strategy)
     files = [FileToAttach(new.id, chunking, fields.attributes or {}) for new in upload.accepted]
     batch = NewBatch(new_id(), store_ids[0] if len(store_ids) == 1 else None)
     async with transaction(resources.pool) as conn:
-        await insert_files(conn, upload.accepted, owner_id=caller.user_id)
-        hints = await attach_files(conn, resources.settings, caller, files=files, store_ids=store_ids, batch=batch)
-        made = await get_batch(conn, batch.id, owner_id=caller.user_id)
-        ingestions = await _in_order(conn, caller, batch.id, files)
+        hints: list[Hint] = []
+        standing = await attempt.accept(conn, batch.id, upload.content())
+        if standing == batch.id:
+            await insert_files(conn, upload.accepted, owner_id=caller.user_id)
+            hints = await attach_files(
+                conn, resources.settings, caller, files=files, store_ids=store_ids, batch=batch
+            )
+        made = await get_batch(conn, standing, owner_id=caller.user_id)
+        ingestions = await _in_order(conn, caller, standing, upload)
     answer = BatchUploadAnswer(
-        id=to_wire("vsfb", batch.id),
+        id=to_wire("vsfb", standing),
         created_at=unix_seconds(made.created_at),
         vector_store_ids=[to_wire("vs", store_id) for store_id in store_ids],
         file_counts=FileCountsAnswer(**asdict(made.counts)),
@@ -112,11 +121,10 @@ async def _record(
     return answer, hints
 
 
-async def _in_order(
-    conn: Connection, caller: Principal, batch_id: UUID, files: Sequence[FileToAttach]
-) -> list[Ingestion]:
+async def _in_order(conn: Connection, caller: Principal, batch_id: UUID, upload: BatchUpload) -> list[Ingestion]:
     """A batch's ingestions in the order of the files; ids made within a millisecond are in none."""
-    page = PageRequest(limit=len(files))
+    page = PageRequest(limit=len(upload.accepted))
     found = await list_ingestions(conn, user_id=caller.user_id, batch_id=batch_id, states=None, page=page)
-    by_file = {ingestion.file_id: ingestion for ingestion in found.rows}
-    return [by_file[file.file_id] for file in files]
+    by_id = {new.id: number for number, new in enumerate(upload.accepted)}
+    by_name = {new.filename: number for number, new in enumerate(upload.accepted)}  # of a batch that came before
+    return sorted(found.rows, key=lambda each: by_id.get(each.file_id, by_name.get(each.filename, 0)))

@@ -6,11 +6,13 @@ from app.access.grants import require_stores
 from app.api.attaching import attach_files, files_to_attach, ring
 from app.api.callers import Caller, FileId, Parts, VectorStoreId
 from app.api.paging import StoreFilePage, list_answer
+from app.api.repeats import ThisAttempt
 from app.api.wire.pages import Deleted, ListAnswer
 from app.api.wire.store_files import AttachFile, ContentAnswer, ContentPiece, StoreFileAnswer, UpdateAttributes
 from app.api.wire.values import Status
 from app.db import connection, transaction
-from app.ids import to_wire
+from app.ids import new_id, to_wire
+from app.records.ingestions import Hint
 from app.records.store_files import detach, get_store_file, list_store_files, update_attributes
 from app.records.vector_stores import read_space
 from app.vector.chunks import delete_chunks, read_texts
@@ -19,13 +21,22 @@ router = APIRouter()
 
 
 @router.post("/v1/vector_stores/{vector_store_id}/files")
-async def attach_one_file(
-    caller: Caller, resources: Parts, vector_store_id: VectorStoreId, body: AttachFile
+async def attach_one_file(  # noqa: PLR0917 - FastAPI's
+    caller: Caller,
+    resources: Parts,
+    vector_store_id: VectorStoreId,
+    body: AttachFile,
+    attempt: ThisAttempt,
 ) -> StoreFileAnswer:
     """Queue a file for a vector store; attaching it again replaces what is there."""
     files = files_to_attach([body], most=1)
+    mark = new_id()  # an attachment has no id of its own
     async with transaction(resources.pool) as conn:
-        hints = await attach_files(conn, resources.settings, caller, files=files, store_ids=[vector_store_id])
+        hints: list[Hint] = []
+        if await attempt.accept(conn, mark) == mark:
+            hints = await attach_files(conn, resources.settings, caller, files=files, store_ids=[vector_store_id])
+        else:
+            await require_stores(conn, caller, [vector_store_id], write=True)
         attached = await get_store_file(conn, store_id=vector_store_id, file_id=files[0].file_id)
     await ring(resources, hints)
     return StoreFileAnswer.of(attached)

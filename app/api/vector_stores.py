@@ -6,6 +6,7 @@ from app.access.grants import VISIBLE_STORES, require_store_owner, require_store
 from app.api.attaching import attach_files, files_to_attach, ring
 from app.api.callers import Caller, Parts, VectorStoreId
 from app.api.paging import VectorStorePage, list_answer
+from app.api.repeats import ThisAttempt
 from app.api.wire.pages import Deleted, ListAnswer
 from app.api.wire.store_files import AttachFile
 from app.api.wire.vector_stores import (
@@ -37,7 +38,9 @@ router = APIRouter()
 
 
 @router.post("/v1/vector_stores")
-async def create_vector_store(caller: Caller, resources: Parts, body: CreateVectorStore) -> VectorStoreAnswer:
+async def create_vector_store(
+    caller: Caller, resources: Parts, body: CreateVectorStore, attempt: ThisAttempt
+) -> VectorStoreAnswer:
     """Make a vector store, and queue its first files if there are any."""
     model = choose_model(resources.settings, body.embedding)
     files = files_to_attach(
@@ -49,6 +52,9 @@ async def create_vector_store(caller: Caller, resources: Parts, body: CreateVect
     )
     store_id = new_id()
     async with transaction(resources.pool) as conn:
+        standing = await attempt.accept(conn, store_id)
+        if standing != store_id:
+            return VectorStoreAnswer.of(await get_store(conn, standing))
         new = NewVectorStore(
             id=store_id,
             name=body.name,

@@ -9,6 +9,7 @@ from anyio.abc import TaskGroup
 from app.db import Connection, transaction
 from app.errors import Transient
 from app.ingest.process import Processor
+from app.records.accepted_requests import forget_old_requests
 from app.records.embedded_texts import forget_old_embedded
 from app.records.ingestions import Claim, claim_due, mark_unhinted, take_back_expired, take_unhinted
 from app.records.queue_epochs import note_epoch
@@ -69,6 +70,7 @@ async def sweep(resources: Resources, *, has_queue: bool) -> bool:
             return has_queue
         taken_back = await take_back_expired(conn, most_crashes=_MOST_CRASHES)
         await forget_old_embedded(conn)
+        await forget_old_requests(conn)
         epoch = resources.doorbell.epoch
         if has_queue and epoch is not None and await note_epoch(conn, epoch):
             logger.warning("Redis is new, or has lost its memory: it is told of all waiting files again")

@@ -213,6 +213,12 @@ class Harness:
     def _page(self, batch: str) -> dict[str, Any]:
         return self.ask("GET", "/v1/ingestions", params={"batch_id": batch, "limit": 100})
 
+    def forget_gone_batches(self) -> None:
+        """Those that went with their only store."""
+        for batch in list(self.promises.open_batches):
+            if self._page(batch).get("error"):
+                del self.promises.open_batches[batch]
+
     def settle(self) -> list[str]:
         """Wait until nothing is in progress; what is not as it was promised."""
         deadline = time.monotonic() + SETTLE_SECONDS

@@ -16,8 +16,10 @@ from app.db import transaction
 from app.doctor import examine
 from app.doorbell import job_id_of
 from app.embedded import EmbeddedRedis
+from app.ids import new_id
 from app.ingest.maintenance import maintain, sweep
 from app.ingest.process import Processor
+from app.records.accepted_requests import RequestIdentity, accept
 from app.records.ingestions import Hint, claim
 from app.resources import open_resources
 from app.settings import Settings
@@ -92,6 +94,16 @@ async def test_the_sweep_takes_expired_leases_back(bench: Workbench) -> None:
     assert (row.state, row.crashes) == ("queued", 1)
     assert "lost" in (row.error_message or "")
     assert list((await bench.resources.doorbell.statuses([job_id_of(ingestion, 2)])).values()) == ["queued"]
+
+
+async def test_the_sweep_forgets_requests_that_cannot_come_again(bench: Workbench) -> None:
+    user_id, old, new = bench.owner.user_id, b"old", b"new"
+    for fingerprint, keep_seconds in ((old, -1.0), (new, 60.0)):
+        request = RequestIdentity(fingerprint, b"", may_repeat=True, keep_seconds=keep_seconds)
+        async with transaction(bench.resources.pool) as conn:
+            await accept(conn, request, user_id=user_id, created_id=new_id())
+    await sweep(bench.resources, has_queue=True)
+    assert await bench.sql("SELECT array_agg(fingerprint) FROM accepted_requests") == [new]
 
 
 async def test_one_sweeps_at_a_time(bench: Workbench) -> None:

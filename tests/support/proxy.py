@@ -1,4 +1,4 @@
-"""A TCP proxy in front of a Unix socket that delays, resets, swallows, or cuts a connection at a word."""
+"""A TCP proxy (to a Unix socket or a port) that delays, resets, swallows, or cuts a connection at a word."""
 
 import asyncio
 import socket
@@ -14,7 +14,7 @@ _ABORTIVE = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close() sends RST
 class Proxy:
     """Listens on a loopback port in a thread of its own; the attributes may be set from any thread."""
 
-    def __init__(self, upstream: str) -> None:
+    def __init__(self, upstream: str | int) -> None:
         self._upstream = upstream
         self._connections: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
@@ -22,6 +22,7 @@ class Proxy:
         self.latency_seconds = 0.0  # of every piece, either way
         self.cut_at: bytes | None = None  # the next connection whose client sends this is cut, once
         self.cuts_after = False  # whether the server still gets the piece
+        self.answers_to_lose = 0  # so many answers are dropped, and their connections cut
         self.port = 0
 
     def __enter__(self) -> Self:
@@ -71,7 +72,7 @@ class Proxy:
         self._connections.add(to_client)
         try:
             await self._is_open.wait()
-            from_server, to_server = await asyncio.open_unix_connection(self._upstream)
+            from_server, to_server = await self._open()
         except OSError:  # the server is away
             _abort(to_client)
             self._connections.discard(to_client)
@@ -89,6 +90,11 @@ class Proxy:
             to_client.close()
             self._connections.discard(to_client)
 
+    async def _open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if isinstance(self._upstream, int):
+            return await asyncio.open_connection("127.0.0.1", self._upstream)
+        return await asyncio.open_unix_connection(self._upstream)
+
     async def _carry(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, *, is_clients: bool) -> None:
         """One direction, until either end closes."""
         try:
@@ -96,6 +102,9 @@ class Proxy:
                 if self.latency_seconds:
                     await asyncio.sleep(self.latency_seconds)
                 await self._is_open.wait()
+                if not is_clients and self.answers_to_lose:
+                    self.answers_to_lose -= 1
+                    return
                 is_cut = is_clients and self.cut_at is not None and self.cut_at in piece
                 if is_cut:
                     self.cut_at = None

@@ -49,7 +49,8 @@ def fail_requests(harness: Harness) -> None:
 
 
 def answer_nonsense(harness: Harness) -> None:
-    """Too few vectors, another order, wrong or no indexes, holes, NaN, several lengths."""
+    """Too few vectors, another order, wrong indexes, holes, NaN, several lengths; one alone is a wrong width."""
+    harness.promises.may_fail |= {"dimension_mismatch"}
     kinds: list[Behaviour] = [
         fake_openai.ONE_TOO_FEW,
         fake_openai.SHUFFLED,

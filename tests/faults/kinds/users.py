@@ -51,6 +51,7 @@ def delete_store(harness: Harness) -> None:
     number = harness.dice.randrange(len(harness.stores))
     harness.promises.withdrawn |= {each["id"] for each in harness.ingestions()}
     harness.ask("DELETE", f"/v1/vector_stores/{harness.stores[number]}")
+    harness.forget_gone_batches()
     harness.stores[number] = harness.new_store(EMBEDDINGS[number])
 
 

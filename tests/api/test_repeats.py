@@ -1,0 +1,141 @@
+"""The same request sent again: by the SDKs when an answer is lost, or with an Idempotency-Key."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from urllib.parse import urlsplit
+
+import asyncpg
+import openai
+import pytest
+
+from app.settings import Settings
+from tests.api.conftest import Person, upload
+from tests.support.proxy import Proxy
+
+
+@pytest.fixture
+def wire(url: str) -> Iterator[Proxy]:
+    with Proxy(urlsplit(url).port or 0) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+async def patient(ada: Person, wire: Proxy) -> AsyncIterator[openai.AsyncOpenAI]:
+    """Ada's SDK as users have it, with its retries, over a wire that loses answers."""
+    async with openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{wire.port}/v1", api_key=ada.api_key) as client:
+        yield client
+
+
+@pytest.mark.parametrize("lost", [1, 2])
+async def test_an_upload_whose_answer_is_lost_is_stored_once(
+    patient: openai.AsyncOpenAI, wire: Proxy, blob_names: Callable[[], list[str]], lost: int
+) -> None:
+    wire.answers_to_lose = lost
+    made = await patient.files.create(file=("a.txt", b"Once is enough."), purpose="assistants")
+    assert wire.answers_to_lose == 0
+    assert [file.id async for file in patient.files.list()] == [made.id]
+    assert len(blob_names()) == 1
+
+
+async def test_a_store_a_batch_and_an_attachment_are_made_once(
+    ada: Person, patient: openai.AsyncOpenAI, wire: Proxy
+) -> None:
+    files = [await upload(ada, f"{number}.txt") for number in range(3)]
+    wire.answers_to_lose = 1
+    store = await patient.vector_stores.create(name="once")
+    wire.answers_to_lose = 1
+    batch = await patient.vector_stores.file_batches.create(store.id, file_ids=files[:2])
+    wire.answers_to_lose = 1
+    attached = await patient.vector_stores.files.create(store.id, file_id=files[2])
+    assert wire.answers_to_lose == 0
+    assert [each.id async for each in ada.openai.vector_stores.list()] == [store.id]
+    assert (attached.id, batch.file_counts.total) == (files[2], 2)
+    page = (await ada.http.get("/v1/ingestions")).json()
+    assert len(page["data"]) == 3
+
+
+async def _batch_upload(somebody: Person, store: str, **headers: str) -> dict[str, object]:
+    files = [("files", (f"{number}.txt", f"Text number {number}.")) for number in range(4)]
+    files.append(("files", ("none.txt", "")))
+    answer = await somebody.http.post(
+        "/v1/ingestions", data={"vector_store_ids": [store]}, files=files, headers=headers
+    )
+    assert answer.status_code == 202, answer.text
+    return answer.json() | {"replayed": answer.headers.get("Idempotent-Replayed")}
+
+
+@pytest.mark.parametrize("name", ["Idempotency-Key", "X-Stainless-Retry-Count"])
+async def test_a_batch_upload_sent_again_shows_the_first_one(ada: Person, name: str) -> None:
+    store = (await ada.openai.vector_stores.create()).id
+    first = await _batch_upload(ada, store, **({name: "1"} if name == "Idempotency-Key" else {}))
+    again = await _batch_upload(ada, store, **{name: "1"})
+    assert again.pop("replayed") == "true"
+    assert first.pop("replayed") is None
+    assert again["id"] == first["id"]
+    assert [each["id"] for each in again["data"]] == [each["id"] for each in first["data"]]  # type: ignore[attr-defined]
+    assert again["rejected"] == first["rejected"]
+    assert len([file async for file in ada.openai.files.list()]) == 4
+
+
+async def test_what_is_sent_twice_on_purpose_is_made_twice(ada: Person) -> None:
+    assert await upload(ada) != await upload(ada)
+
+
+async def test_a_retry_of_what_never_arrived_is_new(ada: Person) -> None:
+    headers = {"X-Stainless-Retry-Count": "2"}
+    made = await ada.openai.files.create(file=("a.txt", b"New."), purpose="assistants", extra_headers=headers)
+    assert made.id
+
+
+async def test_equal_requests_at_once_with_one_key_make_one(ada: Person) -> None:
+    headers = {"Idempotency-Key": "x" * 255}
+    answers = await asyncio.gather(
+        *(ada.http.post("/v1/vector_stores", json={"name": "one"}, headers=headers) for _ in range(8))
+    )
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.json()["id"] for answer in answers}) == 1
+    assert sorted(answer.headers.get("Idempotent-Replayed", "") for answer in answers) == [""] + ["true"] * 7
+
+
+async def test_a_key_is_for_one_content_one_path_and_one_user(ada: Person, bob: Person) -> None:
+    headers = {"Idempotency-Key": "k"}
+    first = await ada.http.post("/v1/vector_stores", json={"name": "one"}, headers=headers)
+    other = await ada.http.post("/v1/vector_stores", json={"name": "two"}, headers=headers)
+    assert (other.status_code, other.json()["error"]["type"]) == (422, "invalid_request_error")
+    assert "Idempotency-Key" in other.json()["error"]["message"]
+    bobs = await bob.http.post("/v1/vector_stores", json={"name": "one"}, headers=headers)
+    assert bobs.json()["id"] != first.json()["id"]
+    file = {"file": ("a.txt", b"Another path.")}
+    answer = await ada.http.post("/v1/files", data={"purpose": "assistants"}, files=file, headers=headers)
+    assert answer.status_code == 200
+
+
+async def test_a_refusal_is_not_remembered(ada: Person) -> None:
+    headers = {"Idempotency-Key": "k"}
+    body = {"file_ids": ["file-0000000000000000000000000000000a"]}
+    assert (await ada.http.post("/v1/vector_stores", json=body, headers=headers)).status_code in {400, 404}
+    assert (await ada.http.post("/v1/vector_stores", json={}, headers=headers)).status_code == 200
+
+
+async def test_a_key_expires(ada: Person, settings: Settings) -> None:
+    headers = {"Idempotency-Key": "k"}
+    first = await ada.http.post("/v1/vector_stores", json={"name": "one"}, headers=headers)
+    conn = await asyncpg.connect(settings.database_url)
+    await conn.execute("UPDATE accepted_requests SET expires_at = now() - interval '1 second'")
+    await conn.close()
+    second = await ada.http.post("/v1/vector_stores", json={"name": "two"}, headers=headers)
+    assert second.status_code == 200
+    assert second.json()["id"] != first.json()["id"]
+
+
+async def test_what_was_deleted_meanwhile_is_not_made_again(ada: Person) -> None:
+    headers = {"Idempotency-Key": "k"}
+    first = await ada.http.post("/v1/vector_stores", json={}, headers=headers)
+    await ada.openai.vector_stores.delete(first.json()["id"])
+    assert (await ada.http.post("/v1/vector_stores", json={}, headers=headers)).status_code == 404
+
+
+@pytest.mark.parametrize("key", ["", "x" * 256, "\x7f"])
+async def test_a_key_has_a_form(ada: Person, key: str) -> None:
+    answer = await ada.http.post("/v1/vector_stores", json={}, headers={"Idempotency-Key": key})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "Idempotency-Key")
