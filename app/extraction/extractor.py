@@ -5,11 +5,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import structlog
+
 from app.errors import Unprocessable
+from app.extraction import sandbox
 from app.extraction.formats import PLAIN, SUPPORTED, media_type_of, what_is_seen
 from app.extraction.guard import GuardedParser
 from app.extraction.texts import clean, cut, decode
 from app.extraction.values import Chunking, ExtractedDocument, ExtractionLimits, TextChunk
+
+logger = structlog.stdlib.get_logger(__name__)
 
 _SMALL_BYTES = 64 * 1024
 """Plain text up to here is cut in a thread, which saves the fork; the splitter releases the interpreter's lock."""
@@ -24,6 +29,8 @@ class Extractor:
         self._limits = limits
 
     async def __aenter__(self) -> Self:
+        if lacks := sandbox.missing():
+            logger.warning("the kernel does not fence parsers in", lacks=lacks)
         return self
 
     async def __aexit__(

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import Unprocessable
+from app.extraction import sandbox
 from app.extraction.parsers import read_text
 from app.extraction.texts import clean, cut, splitter_for
 from app.extraction.values import Chunking
@@ -28,6 +29,7 @@ from app.extraction.values import Chunking
 _MOST_REQUEST_BYTES = 65536
 _PR_SET_PDEATHSIG = 1
 _MOST_OPEN_FILES = 64
+_DESCRIPTORS = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 _PAGE_BYTES = resource.getpagesize()
 _LAST_WORDS_BYTES = 4096
 _WANT_OF_MEMORY = (
@@ -86,7 +88,7 @@ def _keep_only(document: int, pipe: int, words: int) -> None:
     lower, upper = sorted((document, pipe))
     os.closerange(3, lower)
     os.closerange(lower + 1, upper)
-    os.closerange(upper + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    os.closerange(upper + 1, _DESCRIPTORS)
 
 
 def _run_child(request: dict[str, Any], document: int, pipe: int, read: ReadText) -> None:
@@ -137,8 +139,9 @@ class _Server:
             status = 1
             try:
                 signal.set_wakeup_fd(-1)
-                _keep_only(document, pipe, words)
                 _limit(request, zygote)
+                sandbox.enter()
+                _keep_only(document, pipe, words)
                 _run_child(request, document, pipe, self._read)
                 status = 0
             finally:
@@ -195,6 +198,7 @@ def serve(control: socket.socket, read: ReadText = read_text) -> None:
         signal.signal(number, signal.SIG_IGN)
     logging.disable()  # parsers quote the documents that they complain about
     splitter_for(Chunking())  # inherited by every child
+    sandbox.prepare()
     _Server(control, read).run()
     os._exit(0)  # children die with us (PR_SET_PDEATHSIG)
 

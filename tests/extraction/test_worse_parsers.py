@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from app.errors import FailureCode, Unprocessable
-from app.extraction import Chunking, ExtractedDocument, Extractor
+from app.extraction import Chunking, ExtractedDocument, Extractor, sandbox
 from tests.extraction.conftest import LIMITS, children_of, is_running, until
 
 WORSE = "tests.extraction.worse_zygote"
@@ -94,6 +94,11 @@ async def test_a_parser_finds_nothing_of_ours(worse: Extractor, tmp_path: Path, 
         "TOKIO_WORKER_THREADS", "LD_LIBRARY_PATH",  # the last is set by kreuzberg itself
     }  # fmt: skip
     assert (seen["open"], seen["pipes"]) == (1, 1), "the pipe for the answer, and nothing else"
+
+
+@pytest.mark.skipif(bool(sandbox.missing()), reason=f"this kernel lacks {sandbox.missing()}")
+async def test_a_parser_that_is_taken_over_reaches_nothing(worse: Extractor, tmp_path: Path) -> None:
+    assert (await told(worse, tmp_path, "reach out")).chunks[0].text == "nothing"
 
 
 def test_a_killed_parent_leaves_no_process_behind(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A zygote whose parser does what a document tells it: the worst that a parser can do."""
 
+import ctypes
 import json
 import os
 import signal
@@ -62,14 +63,49 @@ def tell() -> str:
 
 
 def _open_descriptors() -> list[int]:
-    """All but stdin, stdout and stderr; the one that lists them is closed by then and does not count."""
-    return [
-        int(path.name) for path in list(Path("/proc/self/fd").iterdir()) if int(path.name) > 2 and path.exists()
-    ]
+    """All but stdin, stdout and stderr."""
+    return [number for number in range(3, os.sysconf("SC_OPEN_MAX")) if _is_open(number)]
+
+
+def _is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
 
 
 def _pipes() -> list[int]:
     return [descriptor for descriptor in _open_descriptors() if stat.S_ISFIFO(os.fstat(descriptor).st_mode)]
+
+
+def reach_out() -> str:
+    """What a taken-over parser would try; the names of the attempts that succeeded."""
+    attempts: dict[str, Callable[[], object]] = {
+        "read a file": lambda: Path("/etc/passwd").read_bytes(),
+        "read the worker's environment": lambda: Path(f"/proc/{os.getppid()}/environ").read_bytes(),
+        "list a folder": lambda: list(Path("/").iterdir()),
+        "write a file": lambda: Path("/tmp/sluice-worse").write_bytes(b"x"),  # noqa: S108
+        "open a socket": socket.socket,
+        "start a program": lambda: os.execv("/bin/true", ["true"]),  # noqa: S606
+        "fork": os.fork,
+        "signal the zygote": lambda: os.kill(os.getppid(), 0),
+        "trace": lambda: _checked(ctypes.CDLL(None, use_errno=True).ptrace(16, os.getppid(), 0, 0)),
+    }
+    return ", ".join(name for name, attempt in attempts.items() if _succeeds(attempt)) or "nothing"
+
+
+def _succeeds(attempt: Callable[[], object]) -> bool:
+    try:
+        attempt()
+    except OSError:
+        return False
+    return True
+
+
+def _checked(result: int) -> None:
+    if result < 0:
+        raise OSError(ctypes.get_errno(), "refused")
 
 
 COMMANDS: dict[str, Callable[[], str]] = {
@@ -82,6 +118,7 @@ COMMANDS: dict[str, Callable[[], str]] = {
     "be killed": be_killed,
     "talk": talk,
     "tell": tell,
+    "reach out": reach_out,
     "answer nonsense": lambda: answer(b"\xff\xfe nonsense"),
     "answer a list": lambda: answer(b"[1, 2]"),
     "answer wrong chunks": lambda: answer(b'{"characters": 1, "chunks": [1]}'),

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -39,20 +39,21 @@ def run(faults: list[Fault], seed: int, folder: Path, console: Console, *, stop_
         harness = Harness(folder, random.Random(seed))
         harness.start(stack)
         began = time.monotonic()
-        for number, fault in enumerate(faults, 1):
-            harness.upload()
-            fault(harness)
-            started = time.monotonic()
-            found = harness.settle()
-            recovery[fault.__name__].append(time.monotonic() - started)
-            found += harness.examine()
-            harness.delete_old_files()
-            if found:
-                broken[fault.__name__] += 1
-                violations += [f"fault {number}, {fault.__name__}: {each}" for each in found]
-                console.print(*violations[-len(found) :], sep="\n", style="red", markup=False)
-            if violations and (stop_at_first or len(violations) > MOST_VIOLATIONS):
-                break
+        with suppress(KeyboardInterrupt):  # a long run may be cut short; what it has found still counts
+            for number, fault in enumerate(faults, 1):
+                harness.upload()
+                fault(harness)
+                started = time.monotonic()
+                found = harness.settle()
+                recovery[fault.__name__].append(time.monotonic() - started)
+                found += harness.examine()
+                harness.delete_old_files()
+                if found:
+                    broken[fault.__name__] += 1
+                    violations += [f"fault {number}, {fault.__name__}: {each}" for each in found]
+                    console.print(*violations[-len(found) :], sep="\n", style="red", markup=False)
+                if violations and (stop_at_first or len(violations) > MOST_VIOLATIONS):
+                    break
         seconds = time.monotonic() - began
         if harness.workers and (Path("/tmp/forged")).exists():  # noqa: S108 - what forged jobs would have made
             violations.append("a forged job was executed")

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, Self
@@ -266,7 +267,11 @@ class FakeOpenAI:
 
     def _response(self, answer: Status, *, status: Status | None = None) -> bytes:
         body = answer.body or b""
-        headers = {"content-type": "application/json", "content-length": str(len(body))}
+        headers = {
+            "content-type": "application/json",
+            "content-length": str(len(body)),
+            "date": formatdate(usegmt=True),
+        }
         if self._cookie:
             headers["set-cookie"] = self._cookie
         headers |= (status or answer).headers
