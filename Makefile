@@ -6,7 +6,7 @@ SEED   ?= 1
 BIN    := $(VENV)/bin
 UV_COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
-.PHONY: demo test test-faults check up lock clean bench format
+.PHONY: demo test test-faults test-corpus check up lock clean bench format
 
 demo: $(VENV)/.installed
 	@$(BIN)/sluice demo
@@ -25,6 +25,9 @@ up: $(VENV)/.installed
 
 test-faults: $(VENV)/.installed-dev
 	@$(BIN)/python -m tests.faults --count $(COUNT) --seed $(SEED) $(FAULTS_ARGS)
+
+test-corpus: $(VENV)/.installed-dev
+	@$(BIN)/python -m tests.extraction --seed $(SEED)
 
 bench: $(VENV)/.installed-dev
 	@$(BIN)/python -m benchmarks.ingest

@@ -75,6 +75,8 @@ async def open_resources(
                     timeout_seconds=settings.extraction_timeout_seconds,
                     memory_bytes=settings.extraction_memory_bytes,
                     max_characters=settings.extraction_max_characters,
+                    max_pages=settings.extraction_max_pages,
+                    max_tokens=settings.extraction_max_tokens,
                     concurrency=settings.extraction_concurrency,
                 )
             )

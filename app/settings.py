@@ -122,6 +122,12 @@ class Settings(BaseSettings):
     extraction_concurrency: int = Field(2, ge=1, description="Parser child processes at once, per worker.")
     extraction_timeout_seconds: float = Field(120, gt=0, description="Wall time a parser may take per file.")
     extraction_memory_bytes: int = Field(1024**3, ge=64 * 1024**2, description="Memory a parser may take.")
+    extraction_max_pages: int = Field(10_000, ge=1, description="Most pages of a PDF.")
+    extraction_max_tokens: int = Field(
+        10_000_000,
+        ge=1,
+        description="Most tokens that one file may cost, overlaps included, before they are paid for.",
+    )
     extraction_max_characters: int = Field(20_000_000, ge=1, description="Longest text taken from a file.")
     database_patience_seconds: float = Field(
         30, ge=0, description="How long API and workers wait at their start for a Postgres that is away."

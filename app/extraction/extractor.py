@@ -65,6 +65,13 @@ class Extractor:
             characters, chunks = answer.characters, answer.chunks
         if not chunks:
             raise Unprocessable("empty_text", f"'{filename}' holds no text.")
+        most_tokens = sum(min(len(chunk), chunking.max_chunk_size_tokens) for chunk in chunks)
+        if most_tokens > self._limits.max_tokens:
+            raise Unprocessable(
+                "too_many_tokens",
+                f"'{filename}' comes to some {most_tokens} tokens in {len(chunks)} chunks; at most "
+                f"EXTRACTION_MAX_TOKENS ({self._limits.max_tokens}) are embedded: split it, or overlap less.",
+            )
         return ExtractedDocument(tuple(TextChunk(chunk) for chunk in chunks), characters, found)
 
 

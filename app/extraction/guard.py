@@ -188,6 +188,7 @@ class GuardedParser:
         request = {
             "media_type": media_type,
             "max_characters": limits.max_characters,
+            "max_pages": limits.max_pages,
             "memory_bytes": limits.memory_bytes,
             "cpu_seconds": limits.timeout_seconds,
             "max_tokens": chunking.max_chunk_size_tokens,
@@ -295,7 +296,15 @@ async def _read_all(descriptor: int, most_bytes: int) -> bytes:
     return b"".join(pieces)
 
 
-_FAILURES = {"encrypted_file", "unreadable_file", "empty_text", "too_much_text", "parser_memory"}
+_FAILURES = {
+    "encrypted_file",
+    "unreadable_file",
+    "empty_text",
+    "too_much_text",
+    "too_many_pages",
+    "unpacks_too_large",
+    "parser_memory",
+}
 """The verdicts that are a child's to give."""
 _MESSAGES: dict[str, str] = {
     "parser_timeout": "Reading this document took longer than EXTRACTION_TIMEOUT_SECONDS allows.",

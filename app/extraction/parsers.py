@@ -4,6 +4,7 @@ import io
 import re
 import struct
 import zlib
+from dataclasses import dataclass
 
 import kreuzberg
 import pypdf
@@ -11,6 +12,7 @@ import pypdfium2
 from pypdf.errors import DeprecationError, PyPdfError
 
 from app.errors import Unprocessable
+from app.extraction.archives import refuse_bombs
 from app.extraction.formats import ENCRYPTED_OFFICE, HTML, PDF, PLAIN
 from app.extraction.texts import decode
 
@@ -39,28 +41,38 @@ _PYPDF_FAILURES = (
 _WITHOUT_TEXT = "The PDF has no text layer (scanned pages?); run it through OCR and upload the result."
 
 
-def read_text(content: bytes, media_type: str, *, max_characters: int) -> str:
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How much of a document is read at all."""
+
+    max_characters: int
+    max_pages: int
+    max_unpacked_bytes: int
+
+
+def read_text(content: bytes, media_type: str, bounds: Bounds) -> str:
     """A document's text, not cleaned.
 
     Raises:
-        Unprocessable: `encrypted_file`, `unreadable_file`, `empty_text`, `too_much_text`.
+        Unprocessable: `encrypted_file`, `unreadable_file`, `empty_text`, `too_many_pages`, `unpacks_too_large`.
     """
     if media_type == PLAIN:
         return decode(content)
     if media_type == ENCRYPTED_OFFICE:
         raise Unprocessable("encrypted_file", _ENCRYPTED_DOCUMENT)
     if media_type == PDF:
-        return _read_pdf(content, max_characters=max_characters)
+        return _read_pdf(content, bounds)
+    refuse_bombs(content, max_unpacked_bytes=bounds.max_unpacked_bytes)
     if media_type == HTML:
         content = _as_utf8(content)
     return _read_with_kreuzberg(content, media_type)
 
 
-def _read_pdf(content: bytes, *, max_characters: int) -> str:
+def _read_pdf(content: bytes, bounds: Bounds) -> str:
     """By pdfium first, ten times as fast; pypdf for what pdfium cannot read or finds empty."""
-    text = _read_with_pdfium(content, max_characters)
+    text = _read_with_pdfium(content, bounds)
     if text is None or not text.strip():
-        text = _read_with_pypdf(content, max_characters) or text
+        text = _read_with_pypdf(content, bounds) or text
     if text is None:
         raise Unprocessable("unreadable_file", "The PDF is damaged: neither pdfium nor pypdf can read it.")
     if not text.strip():
@@ -68,14 +80,15 @@ def _read_pdf(content: bytes, *, max_characters: int) -> str:
     return text
 
 
-def _read_with_pdfium(content: bytes, max_characters: int) -> str | None:
+def _read_with_pdfium(content: bytes, bounds: Bounds) -> str | None:
     try:
         document = pypdfium2.PdfDocument(content)
     except pypdfium2.PdfiumError as exc:
         if "password" in str(exc).lower():
             raise Unprocessable("encrypted_file", _ENCRYPTED) from exc
         return None
-    pages, left = [], max_characters
+    _refuse_many_pages(len(document), bounds)
+    pages, left = [], bounds.max_characters
     for number in range(len(document)):
         try:
             page = document[number].get_textpage().get_text_range()
@@ -88,10 +101,11 @@ def _read_with_pdfium(content: bytes, max_characters: int) -> str | None:
     return "\n\n".join(pages)
 
 
-def _read_with_pypdf(content: bytes, max_characters: int) -> str | None:
+def _read_with_pypdf(content: bytes, bounds: Bounds) -> str | None:
     try:
         reader = _open_with_pypdf(content)
-        pages, left = [], max_characters
+        _refuse_many_pages(len(reader.pages), bounds)
+        pages, left = [], bounds.max_characters
         for page in reader.pages:
             pages.append(page.extract_text())
             left -= len(pages[-1])
@@ -102,6 +116,14 @@ def _read_with_pypdf(content: bytes, max_characters: int) -> str | None:
     except _PYPDF_FAILURES:
         return None
     return "\n\n".join(pages)
+
+
+def _refuse_many_pages(count: int, bounds: Bounds) -> None:
+    if count > bounds.max_pages:
+        raise Unprocessable(
+            "too_many_pages",
+            f"The PDF has {count} pages; at most EXTRACTION_MAX_PAGES ({bounds.max_pages}) are read; split it.",
+        )
 
 
 def _open_with_pypdf(content: bytes) -> pypdf.PdfReader:

@@ -59,3 +59,5 @@ class ExtractionLimits:
     memory_bytes: int
     max_characters: int
     concurrency: int
+    max_pages: int = 10_000
+    max_tokens: int = 10_000_000

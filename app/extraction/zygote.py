@@ -22,7 +22,7 @@ from typing import Any
 
 from app.errors import Unprocessable
 from app.extraction import sandbox
-from app.extraction.parsers import read_text
+from app.extraction.parsers import Bounds, read_text
 from app.extraction.texts import clean, cut, splitter_for
 from app.extraction.values import Chunking
 
@@ -48,7 +48,8 @@ ReadText = Callable[..., str]
 def answer_request(request: dict[str, Any], content: bytes, read: ReadText) -> dict[str, Any]:
     """Extract and cut one document; the answer is what goes over the pipe as JSON."""
     try:
-        text = clean(read(content, request["media_type"], max_characters=request["max_characters"]))
+        bounds = Bounds(request["max_characters"], request["max_pages"], request["memory_bytes"] // 2)
+        text = clean(read(content, request["media_type"], bounds))
         if len(text) > request["max_characters"]:
             return {"failure": "too_much_text", "message": ""}
         chunks = cut(text, Chunking(request["max_tokens"], request["overlap_tokens"]))

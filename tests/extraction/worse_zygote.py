@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from app.extraction.parsers import Bounds
 from app.extraction.zygote import serve
 
 
@@ -127,7 +128,7 @@ COMMANDS: dict[str, Callable[[], str]] = {
 }
 
 
-def read(content: bytes, media_type: str, *, max_characters: int) -> str:
+def read(content: bytes, media_type: str, bounds: Bounds) -> str:
     return COMMANDS[content.decode().removeprefix("{\\rtf ").removesuffix("}")]()
 
 
