@@ -150,13 +150,20 @@ def late_verdict(harness: Harness) -> None:
     sleeper.send_signal(signal.SIGSTOP)
     started = time.monotonic()
     time.sleep(LEASE_SECONDS)
-    _stop_parsers(harness, frozen, sleeper, seconds=1.5)  # the others', who have taken over
+    taken_over_at = time.monotonic()
+    before = len(frozen)
+    _stop_parsers(harness, frozen, sleeper, seconds=1.5)
     time.sleep(max(0.0, started + EXTRACTION_SECONDS + 0.2 - time.monotonic()))
     sleeper.send_signal(signal.SIGCONT)
     time.sleep(0.7)  # for its verdict
     for parser in frozen:
         _signal(parser, signal.SIGCONT)
-    harness.done["late verdicts"] += 1
+    if len(frozen) == before or time.monotonic() - taken_over_at > EXTRACTION_SECONDS - 0.5:
+        harness.promises.may_fail |= {
+            "parser_timeout"
+        }  # a busy machine: the verdict was not late, or theirs is true
+    else:
+        harness.done["late verdicts"] += 1
 
 
 def _stop_parsers(
