@@ -104,7 +104,13 @@ async def run(files: dict[str, list[Path]]) -> Run:
     made = Run(limits)
     async with Extractor(limits) as extractor:
         watching = asyncio.create_task(made.watch(extractor))
-        await asyncio.gather(*(made.read(extractor, kind, path) for kind, paths in files.items() for path in paths))
+        left = iter([(kind, path) for kind, paths in files.items() for path in paths])
+
+        async def read_some() -> None:
+            for kind, path in left:
+                await made.read(extractor, kind, path)
+
+        await asyncio.gather(*(read_some() for _ in range(limits.concurrency)))
         watching.cancel()
         if extractor.zygote_pid is not None and psutil.Process(extractor.zygote_pid).children():
             made.wrong.append("processes are left behind")

@@ -1,0 +1,188 @@
+"""A million queued ingestions: what Redis holds of them, how fast it is told anew, and what waits meanwhile.
+
+    python -m benchmarks.backlog [--files 1000000]
+
+The real API (whose sweep rings) over the embedded servers, and no worker. The rows are written by SQL, 2,000 to a
+batch. Then: seconds until the queue knows all of them, the same after FLUSHALL, Redis' memory, claims a second by id
+(as hints ask for) and straight from Postgres (as without Redis), and how long a status waits at the same time.
+"""
+
+import argparse
+import asyncio
+import os
+import random
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import UUID
+
+import asyncpg
+import httpx
+import redis
+from rich.console import Console
+from rich.table import Table
+
+from app.cli.service import ServicePlan, running_service
+from app.db import Pool, connection, open_pool, transaction
+from app.ids import to_wire
+from app.records.ingestions import claim, claim_due
+from app.settings import QUEUE_NAME
+from benchmarks.ingest import UNSET
+from tests.support.ports import free_port
+
+BATCH = 2000
+CLAIM_SECONDS = 10.0
+AT_ONCE = 16
+LEASE_SECONDS = 3600.0
+
+_ROWS = """
+WITH owner AS (SELECT id FROM users LIMIT 1),
+store AS (SELECT id FROM vector_stores LIMIT 1),
+batch AS (
+    INSERT INTO batches (id, owner_id, vector_store_id) SELECT gen_random_uuid(), owner.id, store.id FROM owner, store
+    RETURNING id
+),
+file AS (
+    INSERT INTO files (id, owner_id, filename, purpose, media_type, size_bytes, sha256)
+    SELECT gen_random_uuid(), owner.id, n || '.txt', 'assistants', 'text/plain', 1000, '\\x00'
+    FROM owner, generate_series(1, $1) AS n RETURNING id
+),
+ingestion AS (
+    INSERT INTO ingestions (id, user_id, file_id, batch_id, max_chunk_size_tokens, chunk_overlap_tokens)
+    SELECT gen_random_uuid(), owner.id, file.id, batch.id, 800, 400 FROM owner, batch, file RETURNING id, file_id
+)
+INSERT INTO vector_store_files (vector_store_id, file_id, ingestion_id)
+SELECT store.id, ingestion.file_id, ingestion.id FROM store, ingestion
+"""
+
+
+def until_told(queue: redis.Redis, files: int) -> float:
+    """Seconds until the queue holds all of them."""
+    started = time.monotonic()
+    while queue.llen(f"rq:queue:{QUEUE_NAME}") < files:
+        time.sleep(0.05)
+    return time.monotonic() - started
+
+
+@contextmanager
+def asking(http: httpx.Client, paths: list[str], milliseconds: list[float]) -> Iterator[None]:
+    """Ask for statuses one after another while the block runs."""
+    ended = threading.Event()
+
+    def ask() -> None:
+        while not ended.is_set():
+            started = time.perf_counter()
+            http.get(random.choice(paths)).raise_for_status()
+            milliseconds.append((time.perf_counter() - started) * 1000)
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+async def a_second(pool: Pool, take: Callable[[Pool], Awaitable[int]]) -> float:
+    """Claims a second, `AT_ONCE` askers."""
+    until = time.monotonic() + CLAIM_SECONDS
+    count = 0
+
+    async def go_on() -> None:
+        nonlocal count
+        while time.monotonic() < until:
+            count += await take(pool)
+
+    await asyncio.gather(*(go_on() for _ in range(AT_ONCE)))
+    return count / CLAIM_SECONDS
+
+
+async def claims(url: str, ids: list[UUID]) -> tuple[float, float]:
+    pool = await open_pool(url, max_size=AT_ONCE, application_name="benchmark")
+
+    async def by_hint(pool: Pool) -> int:
+        async with connection(pool) as conn:
+            await claim(conn, ids.pop(), lease_seconds=LEASE_SECONDS, worker="benchmark")
+        return 1
+
+    async def without_redis(pool: Pool) -> int:
+        async with transaction(pool) as conn:
+            return len(await claim_due(conn, limit=AT_ONCE, lease_seconds=LEASE_SECONDS, worker="benchmark"))
+
+    try:
+        return await a_second(pool, by_hint), await a_second(pool, without_redis)
+    finally:
+        await pool.close()
+
+
+async def write_rows(url: str, files: int) -> None:
+    conn = await asyncpg.connect(url)
+    for _ in range(files // BATCH):
+        await conn.execute(_ROWS, BATCH)
+    await conn.execute("VACUUM ANALYZE")
+    await conn.close()
+
+
+async def some_ids(url: str) -> tuple[list[UUID], list[UUID]]:
+    conn = await asyncpg.connect(url)
+    ingestions = await conn.fetch("SELECT id FROM ingestions ORDER BY id LIMIT 100000")
+    batches = await conn.fetch("SELECT id FROM batches")
+    await conn.close()
+    return [row["id"] for row in ingestions], [row["id"] for row in batches]
+
+
+def show(rows: dict[str, str], console: Console) -> None:
+    table = Table("", "figure")
+    for name, figure in rows.items():
+        table.add_row(name, figure)
+    console.print(table)
+
+
+def waits(milliseconds: list[float]) -> str:
+    quantiles = statistics.quantiles(milliseconds, n=100)
+    return f"p50 {quantiles[49]:.1f}, p99 {quantiles[98]:.1f} ms ({len(milliseconds)} asked)"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--files", type=int, default=1_000_000)
+    files = parser.parse_args().files // BATCH * BATCH
+    console = Console(width=100)
+    rows: dict[str, str] = {}
+    environment = {name: value for name, value in os.environ.items() if name not in UNSET}
+    with tempfile.TemporaryDirectory() as folder:
+        plan = ServicePlan(Path(folder), port=free_port(), workers=0, environment=environment)
+        with running_service(plan, print) as service:
+            url, headers = service.environment["DATABASE_URL"], {"Authorization": f"Bearer {service.api_key}"}
+            queue = redis.Redis.from_url(service.environment["REDIS_URL"])
+            with httpx.Client(base_url=service.url, headers=headers, timeout=60) as http:
+                store = http.post("/v1/vector_stores", json={}).raise_for_status().json()["id"]
+                asyncio.run(write_rows(url, files))
+                rows["told of all at first, s"] = f"{until_told(queue, files):.0f}"
+                rows["Redis, bytes an ingestion"] = f"{queue.info('memory')['used_memory'] / files:.0f}"
+                ids, batches = asyncio.run(some_ids(url))
+                ones = [f"/v1/ingestions/{to_wire('ing', each)}" for each in ids[:1000]]
+                counts = [f"/v1/vector_stores/{store}/file_batches/{to_wire('vsfb', each)}" for each in batches]
+                single: list[float] = []
+                batch: list[float] = []
+                with asking(http, ones, single):
+                    queue.flushall()
+                    rows["told of all again after FLUSHALL, s"] = f"{until_told(queue, files):.0f}"
+                with asking(http, counts, batch):
+                    by_hint, without = asyncio.run(claims(url, ids))
+                rows["claims a second, by hint"] = f"{by_hint:.0f}"
+                rows["claims a second, without Redis"] = f"{without:.0f}"
+                rows["status of one, during the refill"] = waits(single)
+                rows["counts of a batch of 2,000, during the claims"] = waits(batch)
+            queue.close()
+    show(rows, console)
+
+
+if __name__ == "__main__":
+    main()
