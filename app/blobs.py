@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import obstore
@@ -18,6 +19,7 @@ from obstore.store import LocalStore, ObjectStore, from_url
 from app.errors import Broken, SluiceError, TooLarge, Transient, Unprocessable
 
 _READ_BYTES = 1024 * 1024
+_LISTED_AT_ONCE = 1000
 _MISSING = "The file's bytes are no longer in the blob store; upload it again."
 
 
@@ -141,6 +143,18 @@ class BlobStore:
             yield path
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    async def older_than(self, moment: datetime) -> AsyncIterator[list[str]]:
+        """The keys of blobs stored before `moment`, up to a thousand at a time.
+
+        Raises:
+            BlobsUnavailable: the store fails.
+        """
+        try:
+            async for page in obstore.list(self._store, chunk_size=_LISTED_AT_ONCE):
+                yield [entry["path"] for entry in page if entry["last_modified"] < moment]
+        except (BaseError, OSError) as exc:
+            raise BlobsUnavailable from exc
 
     async def delete(self, key: str) -> None:
         """Delete a blob; its absence is fine.

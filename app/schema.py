@@ -119,6 +119,7 @@ files = Table(
     _created_at(),
     _moment("expires_at"),
     Index(None, "owner_id", "id"),
+    Index("ix_files_expiring", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
 )
 
 shards = Table(

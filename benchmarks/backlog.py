@@ -3,8 +3,8 @@
     python -m benchmarks.backlog [--files 1000000]
 
 The real API (whose sweep rings) over the embedded servers, and no worker. The rows are written by SQL, 2,000 to a
-batch. Then: seconds until the queue knows all of them, the same after FLUSHALL, Redis' memory, claims a second by id
-(as hints ask for) and straight from Postgres (as without Redis), and how long a status waits at the same time.
+batch. Then: seconds until the queue knows all of them, the same after FLUSHALL, Redis' memory, claims a second by
+id (as hints ask for) and straight from Postgres (as without Redis), and how long a status waits at the same time.
 """
 
 import argparse
@@ -43,8 +43,8 @@ _ROWS = """
 WITH owner AS (SELECT id FROM users LIMIT 1),
 store AS (SELECT id FROM vector_stores LIMIT 1),
 batch AS (
-    INSERT INTO batches (id, owner_id, vector_store_id) SELECT gen_random_uuid(), owner.id, store.id FROM owner, store
-    RETURNING id
+    INSERT INTO batches (id, owner_id, vector_store_id)
+    SELECT gen_random_uuid(), owner.id, store.id FROM owner, store RETURNING id
 ),
 file AS (
     INSERT INTO files (id, owner_id, filename, purpose, media_type, size_bytes, sha256)

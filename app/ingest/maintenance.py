@@ -1,6 +1,8 @@
 """The sweep repairs what crashes leave behind; the drain takes work straight from Postgres without a queue."""
 
 import math
+import random
+from functools import partial
 
 import anyio
 import structlog
@@ -8,6 +10,7 @@ from anyio.abc import TaskGroup
 
 from app.db import Connection, transaction
 from app.errors import Transient
+from app.ingest.cleanup import clean_up
 from app.ingest.process import Processor
 from app.records.accepted_requests import forget_old_requests
 from app.records.embedded_texts import forget_old_embedded
@@ -22,6 +25,8 @@ _SILENT_SWEEPS = 6
 """A due row is hinted again after so many sweeps without being claimed."""
 _API_CONCURRENCY = 2
 _DRAIN_POLL_SECONDS = 0.5
+_CLEANUP_SECONDS = 60.0
+_BLOBS_SECONDS = 6 * 3600.0
 
 logger = structlog.stdlib.get_logger(__name__)
 
@@ -37,7 +42,8 @@ async def maintain(processor: Processor, *, concurrency: int) -> None:
     """Sweep and drain, with at most `concurrency` drained files at once; until cancelled."""
     limiter = anyio.CapacityLimiter(concurrency)
     interval = processor.resources.settings.sweep_interval_seconds
-    next_sweep = -math.inf
+    next_sweep = next_cleanup = -math.inf
+    next_look_at_blobs = anyio.current_time() + _BLOBS_SECONDS * random.random()  # noqa: S311 - spread
     async with anyio.create_task_group() as group:
         while True:
             has_queue, drained = False, 0
@@ -46,6 +52,11 @@ async def maintain(processor: Processor, *, concurrency: int) -> None:
                 if anyio.current_time() >= next_sweep:
                     next_sweep = anyio.current_time() + interval
                     has_queue = await sweep(processor.resources, has_queue=has_queue)
+                if anyio.current_time() >= next_cleanup:
+                    next_cleanup = anyio.current_time() + _CLEANUP_SECONDS
+                    with_blobs = anyio.current_time() >= next_look_at_blobs
+                    next_look_at_blobs += _BLOBS_SECONDS * with_blobs
+                    group.start_soon(partial(clean_up, processor.resources, with_blobs=with_blobs))
                 if not has_queue:
                     drained = await _drain(processor, group, limiter)
             except Transient as exc:

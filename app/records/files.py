@@ -46,6 +46,15 @@ def blob_key(file_id: UUID) -> str:
     return f"files/{file_id.hex}"
 
 
+def file_id_of_blob(key: str) -> UUID | None:
+    """Whose bytes a key leads to; None for one that is not ours."""
+    folder, _, name = key.rpartition("/")
+    try:
+        return UUID(name) if folder == "files" and len(name) == len(UUID(int=0).hex) else None
+    except ValueError:
+        return None
+
+
 async def insert_file(conn: Connection, new: NewFile, *, owner_id: UUID) -> FileRecord:
     """Record an upload."""
     row = await conn.fetchrow(
@@ -124,6 +133,18 @@ async def lock_files(conn: Connection, file_ids: Sequence[UUID], *, owner_id: UU
     for file_id in file_ids:
         if file_id not in found:
             raise NotFound(f"No file found with id '{to_wire('file', file_id)}'.", code="not_found")
+
+
+async def lock_expired_files(conn: Connection, *, limit: int) -> list[UUID]:
+    """As `lock_files`, of those whose time has come; what a rival holds is left for the next time."""
+    rows = await conn.fetch(
+        """
+        SELECT id FROM files WHERE expires_at < now()
+        ORDER BY expires_at LIMIT $1 FOR NO KEY UPDATE SKIP LOCKED
+        """,
+        limit,
+    )
+    return sorted(row["id"] for row in rows)
 
 
 async def list_files(

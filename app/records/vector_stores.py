@@ -162,6 +162,18 @@ async def lock_stores(conn: Connection, store_ids: Sequence[UUID]) -> list[Embed
     return await _spaces(conn, store_ids, "FOR KEY SHARE")
 
 
+async def expired_stores(conn: Connection, *, limit: int) -> list[UUID]:
+    """Those that nobody has used for as long as they asked for."""
+    rows = await conn.fetch(
+        """
+        SELECT id FROM vector_stores
+        WHERE last_active_at + make_interval(days => expires_after_days) < now() ORDER BY id LIMIT $1
+        """,
+        limit,
+    )
+    return [row["id"] for row in rows]
+
+
 async def lock_store_for_deletion(conn: Connection, store_id: UUID) -> EmbeddingSpace:
     """As `lock_stores` for one store that is about to be deleted: nobody attaches a file to it any more.
 

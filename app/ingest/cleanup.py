@@ -1,0 +1,84 @@
+"""What nobody needs any more: expired files and vector stores, and blobs that no row knows of."""
+
+from datetime import UTC, datetime, timedelta
+
+import structlog
+
+from app.db import transaction
+from app.errors import NotFound, Transient
+from app.records.files import blob_key, delete_file, existing_file_ids, file_id_of_blob, lock_expired_files
+from app.records.store_files import detach_all, detach_everywhere
+from app.records.vector_stores import delete_store, expired_stores, lock_store_for_deletion
+from app.resources import Resources
+from app.vector.chunks import delete_chunks, delete_store_chunks
+
+_MOST_AT_ONCE = 100
+_ORPHANED_AFTER = timedelta(days=1)
+"""An upload that takes longer than that to get its row would lose its bytes."""
+
+_MOST_ORPHANS = 100
+"""In a listing of a thousand; more of them, and more than half, are no crash but a mistake."""
+
+logger = structlog.stdlib.get_logger(__name__)
+
+
+async def remove_expired(resources: Resources) -> None:
+    """Delete files and vector stores whose time has come, as their owners would, up to a hundred of each.
+
+    Raises:
+        Transient: Postgres or the blob store is away.
+    """
+    async with transaction(resources.pool) as conn:
+        files = await lock_expired_files(conn, limit=_MOST_AT_ONCE)
+        for file_id in files:
+            await delete_chunks(conn, await detach_everywhere(conn, file_id))
+            await delete_file(conn, file_id)
+    for file_id in files:
+        await resources.blobs.delete(blob_key(file_id))
+    async with transaction(resources.pool) as conn:
+        stores = await expired_stores(conn, limit=_MOST_AT_ONCE)
+    for store_id in stores:
+        async with transaction(resources.pool) as conn:
+            try:
+                space = await lock_store_for_deletion(conn, store_id)
+            except NotFound:  # somebody was faster
+                continue
+            await detach_all(conn, store_id)
+            await delete_store_chunks(conn, shard=space.shard, store_id=store_id)
+            await delete_store(conn, store_id)
+    if files or stores:
+        logger.info("expired", files=len(files), vector_stores=len(stores))
+
+
+async def remove_orphaned_blobs(resources: Resources) -> int:
+    """Delete blobs older than a day that no file's row knows of: a crash came between storing and recording; how many.
+
+    Raises:
+        Transient: Postgres or the blob store is away.
+    """
+    removed = 0
+    until = datetime.now(UTC) - _ORPHANED_AFTER
+    async for keys in resources.blobs.older_than(until):
+        by_id = {file_id: key for key in keys if (file_id := file_id_of_blob(key)) is not None}
+        async with transaction(resources.pool) as conn:
+            known = await existing_file_ids(conn, list(by_id))
+        unknown = [key for file_id, key in by_id.items() if file_id not in known]
+        if len(unknown) > max(_MOST_ORPHANS, len(by_id) // 2):
+            logger.error("most blobs have no file here: does another database use this STORAGE_URL?", of=len(by_id))
+            break
+        for key in unknown:
+            await resources.blobs.delete(key)
+        removed += len(unknown)
+    if removed:
+        logger.warning("blobs without a file removed", count=removed)
+    return removed
+
+
+async def clean_up(resources: Resources, *, with_blobs: bool) -> None:
+    """Both of them; what cannot be done now is done the next time."""
+    try:
+        await remove_expired(resources)
+        if with_blobs:
+            await remove_orphaned_blobs(resources)
+    except Transient as exc:
+        logger.warning("clean-up skipped", error=str(exc))
