@@ -51,7 +51,7 @@ async def remove_expired(resources: Resources) -> None:
 
 
 async def remove_orphaned_blobs(resources: Resources) -> int:
-    """Delete blobs older than a day that no file's row knows of: a crash came between storing and recording; how many.
+    """Delete blobs older than a day that no row knows of (a crash came between storing and recording); how many.
 
     Raises:
         Transient: Postgres or the blob store is away.

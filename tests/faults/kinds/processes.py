@@ -18,7 +18,7 @@ from tests.faults.kinds.users import cancel_some, delete_some
 LONGER_THAN_THE_LEASE = LEASE_SECONDS + 1
 _LIBRARIES = Path("/usr/lib")
 _SKEWS = ("+100s", "-100s")
-_ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def kill_worker(harness: Harness) -> None:
@@ -74,12 +74,12 @@ def previous_version(harness: Harness) -> None:
 def version_before_newest_migration(folder: Path) -> Path:
     """Its sources, taken from git; this version's where there is no git."""
     root = folder / "previous"
-    newest = max((_ROOT / "migrations/versions").glob("*.py"))
-    asked = ["git", "log", "--diff-filter=A", "--format=%H", "-1", "--", str(newest.relative_to(_ROOT))]
-    commit = subprocess.run(asked, cwd=_ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    newest = max((ROOT / "migrations/versions").glob("*.py"))
+    asked = ["git", "log", "--diff-filter=A", "--format=%H", "-1", "--", str(newest.relative_to(ROOT))]
+    commit = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
     if not commit:
-        return _ROOT
-    packed = subprocess.check_output(["git", "archive", f"{commit}^", "app", "migrations"], cwd=_ROOT)
+        return ROOT
+    packed = subprocess.check_output(["git", "archive", f"{commit}^", "app", "migrations", "alembic.ini"], cwd=ROOT)
     with tarfile.open(fileobj=BytesIO(packed)) as archive:
         archive.extractall(root, filter="data")
     return root

@@ -1,0 +1,126 @@
+"""How soon the files of a worker that was killed run again, and how long uploads wait for a Redis that is dead.
+
+    python -m benchmarks.recovery [--runs 5]
+
+The real service with its default lease (30 s) and sweep (5 s). A worker is ended while it waits for the provider's
+answer; another one is there. Medians and the worst of the runs.
+"""
+
+import argparse
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+from rich.console import Console
+from rich.table import Table
+
+from app.cli.service import RunningService, ServicePlan, running_service
+from app.embedded import EmbeddedRedis
+from benchmarks.ingest import UNSET
+from tests.faults.provider import Provider
+from tests.support.fake_openai import Held
+from tests.support.ports import free_port
+
+UPLOADS = 200
+
+
+class Bench:
+    """The service, and what is done to it."""
+
+    def __init__(self, stack: ExitStack, folder: Path) -> None:
+        self.provider = stack.enter_context(Provider())
+        self.redis = stack.enter_context(EmbeddedRedis(folder))
+        environment = {name: value for name, value in os.environ.items() if name not in UNSET} | {
+            "REDIS_URL": self.redis.url,
+            "RAG_EMBEDDING_ENGINE": "openai",
+            "RAG_OPENAI_API_KEY": "sk-server",
+            "RAG_OPENAI_API_BASE_URL": self.provider.api.base_url,
+        }
+        plan = ServicePlan(folder, port=free_port(), workers=0, environment=environment)
+        self.service: RunningService = stack.enter_context(running_service(plan, print))
+        headers = {"Authorization": f"Bearer {self.service.api_key}"}
+        self.http = stack.enter_context(httpx.Client(base_url=self.service.url, headers=headers, timeout=60))
+        embedding = {"model": "text-embedding-3-small", "dimensions": 8}
+        store = self.http.post("/v1/vector_stores", json={"embedding": embedding})
+        self.store: str = store.raise_for_status().json()["id"]
+
+    def worker(self) -> "subprocess.Popen[bytes]":
+        command = [sys.executable, "-m", "app.cli", "worker"]
+        return subprocess.Popen(command, env=self.service.environment, stderr=subprocess.DEVNULL)
+
+    def upload(self, text: str) -> str:
+        answer = self.http.post(
+            "/v1/ingestions", data={"vector_store_ids": [self.store]}, files=[("files", ("a.txt", text))]
+        )
+        ingestion: str = answer.raise_for_status().json()["data"][0]["id"]
+        return ingestion
+
+    def until(self, ingestion: str, state: str) -> float:
+        started = time.monotonic()
+        while self.http.get(f"/v1/ingestions/{ingestion}").json()["state"] != state:
+            time.sleep(0.02)
+        return time.monotonic() - started
+
+    def seconds_to_recover(self, number: int, stop: signal.Signals) -> float:
+        """From the signal until the file that was in hand is searchable."""
+        victim = self.worker()
+        self.provider.api.script(Held())
+        ingestion = self.upload(f"Text number {number} for {stop.name}.")
+        self.until(ingestion, "running")
+        while not self.provider.api.requests:
+            time.sleep(0.01)
+        other = self.worker()
+        time.sleep(3)  # until it is there
+        victim.send_signal(stop)
+        if stop is signal.SIGTERM:  # what it may finish it finishes; a second signal gives back at once
+            time.sleep(1.1)
+            victim.send_signal(stop)
+        seconds = self.until(ingestion, "completed")
+        victim.wait()
+        other.terminate()
+        other.wait()
+        self.provider.balance()
+        return seconds
+
+    def upload_milliseconds(self) -> list[float]:
+        milliseconds = []
+        for number in range(UPLOADS):
+            started = time.perf_counter()
+            self.upload(f"Upload {number} at {started}")
+            milliseconds.append((time.perf_counter() - started) * 1000)
+        return milliseconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=5)
+    runs = parser.parse_args().runs
+    table = Table("", "median", "worst")
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        bench = Bench(stack, Path(folder))
+        for stop in (signal.SIGTERM, signal.SIGKILL):
+            seconds = [bench.seconds_to_recover(number, stop) for number in range(runs)]
+            table.add_row(
+                f"{stop.name} until searchable, s", f"{statistics.median(seconds):.1f}", f"{max(seconds):.1f}"
+            )
+        p99 = {"Redis alive": statistics.quantiles(bench.upload_milliseconds(), n=100)[98]}
+        os.kill(bench.redis.pid, signal.SIGSTOP)
+        p99["Redis frozen"] = statistics.quantiles(bench.upload_milliseconds(), n=100)[98]
+        os.kill(bench.redis.pid, signal.SIGCONT)
+        bench.redis.stop(kill_signal=signal.SIGKILL)
+        p99["Redis dead"] = statistics.quantiles(bench.upload_milliseconds(), n=100)[98]
+        bench.redis.start()
+        for name, figure in p99.items():
+            table.add_row(f"upload answered 202, p99 of {UPLOADS}, {name}, ms", f"{figure:.0f}", "")
+    Console(width=100).print(table)
+
+
+if __name__ == "__main__":
+    main()
