@@ -40,6 +40,7 @@ class Doorbell:
     def __init__(self, redis: ArqRedis | None, settings: Settings) -> None:
         self._redis = redis
         self._settings = settings
+        self._is_away = False
         self.epoch: UUID | None = None  # of Redis' memory; it ends when that is lost
 
     @property
@@ -61,8 +62,10 @@ class Doorbell:
                 pipeline.set(_EPOCH_KEY, uuid4().hex, nx=True)
                 pipeline.get(_EPOCH_KEY)
                 *_, epoch = await pipeline.execute()
-        except RedisError:
+        except RedisError as exc:
+            self._note(exc)
             return False
+        self._note(None)
         self.epoch = UUID(bytes.decode(epoch))
         return True
 
@@ -82,8 +85,9 @@ class Doorbell:
                     [self._request(h) for h in hints[start : start + _MOST_HINTS_A_CALL]]
                 )
         except RedisError as exc:
-            logger.warning("job queue unavailable, files are taken from Postgres", error=str(exc))
+            self._note(exc)
             return False
+        self._note(None)
         return True
 
     async def get_job_status(self, job_id: str) -> JobView | None:
@@ -108,6 +112,14 @@ class Doorbell:
         if self._redis is None or not job_ids:
             return {}
         return await jobs_status(self._redis, job_ids)
+
+    def _note(self, error: RedisError | None) -> None:
+        """One line when Redis goes and one when it is back, not one an upload."""
+        if error is not None and not self._is_away:
+            logger.warning("job queue unavailable, files are taken from Postgres", error=str(error))
+        elif error is None and self._is_away:
+            logger.info("job queue available again")
+        self._is_away = error is not None
 
     def _request(self, hint: Hint) -> JobRequest:
         settings = self._settings

@@ -10,6 +10,7 @@ from uuid import UUID
 import anyio
 import pytest
 from redis.asyncio import Redis
+from structlog.testing import capture_logs
 
 from app.access.tokens import Principal
 from app.db import transaction
@@ -213,6 +214,29 @@ async def test_a_stock_rq_worker_processes_a_file(bench: Workbench, settings: Se
     job_id = job_id_of(ingestion, 1)
     assert await bench.resources.doorbell.statuses([job_id]) == {job_id: "finished"}
     assert await bench.findings() == []
+
+
+async def test_a_redis_that_goes_and_comes_back_is_two_lines_in_the_log(
+    with_own_redis: Settings, own_redis: EmbeddedRedis
+) -> None:
+    async with open_resources(with_own_redis, role="test") as resources:
+        with capture_logs() as logs:
+            assert await resources.doorbell.is_job_queue_available()
+            own_redis.stop()
+            for _ in range(3):
+                assert not await resources.doorbell.is_job_queue_available()
+                assert not await resources.doorbell.enqueue_file_processing_jobs(
+                    [Hint(new_id(), new_id(), None, 1)]
+                )
+            own_redis.start()
+            async with asyncio.timeout(20):
+                while not await resources.doorbell.is_job_queue_available():
+                    await asyncio.sleep(0.05)
+    ours = [(each["log_level"], each["event"]) for each in logs if "job queue" in each["event"]]
+    assert ours == [
+        ("warning", "job queue unavailable, files are taken from Postgres"),
+        ("info", "job queue available again"),
+    ]
 
 
 @pytest.mark.parametrize("setting", [("maxmemory", "1"), ("min-replicas-to-write", "1")])
