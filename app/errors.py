@@ -120,5 +120,9 @@ class Transient(SluiceError):
         self.retry_after_seconds = retry_after_seconds
 
 
+class RateLimited(Transient):
+    """A provider asks us to wait: nobody's failure, so it costs no attempt."""
+
+
 class Broken(SluiceError):
     """Sluice itself is set up wrongly or broke one of its own rules."""

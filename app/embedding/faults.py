@@ -15,7 +15,7 @@ from math import isfinite
 from typing import Literal
 
 from app.embedding.values import EmbeddingCredential, EmbeddingModel
-from app.errors import FailureCode, SluiceError, Transient, Unprocessable
+from app.errors import FailureCode, RateLimited, SluiceError, Transient, Unprocessable
 
 MAX_QUOTED_CHARACTERS = 300
 MAX_WAIT_SECONDS = 3600.0  # the longest that a server's word can park a key
@@ -51,7 +51,8 @@ class Fault:
         if self.failure is not None:
             return Unprocessable(self.failure, self.sentence)
         wait = self.wait_seconds if self.wait_seconds is not None else wait_seconds
-        return Transient(self.sentence, retry_after_seconds=wait)
+        kind = RateLimited if self.kind == "throttled" else Transient
+        return kind(self.sentence, retry_after_seconds=wait)
 
 
 def fault_of_status(

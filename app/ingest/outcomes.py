@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from app.errors import Broken, FailureCode, SluiceError, Transient, Unprocessable
+from app.errors import Broken, FailureCode, RateLimited, SluiceError, Transient, Unprocessable
 
 _MOST_BACKOFF_SECONDS = 3600.0
 
@@ -29,6 +29,7 @@ class RetryLater:
 
     delay_seconds: float
     message: str
+    costs_attempt: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +46,19 @@ def outcome_of(
     """What a failed attempt leads to; `attempts` counts this one.
 
     Refusals fail at once. What may heal, and bugs of ours, are tried `most_retries` more times, the delay
-    doubling from `retry_delay_seconds` up to an hour, never shorter than the other side asked for.
+    doubling from `retry_delay_seconds` up to an hour, never shorter than the other side asked for. A provider that
+    limits its rate is waited for as long as it takes.
     """
     if isinstance(error, Unprocessable):
         return Failed(error.failure, str(error))
     message = _for_a_person(error)
+    asked = error.retry_after_seconds if isinstance(error, Transient) else None
+    if isinstance(error, RateLimited):
+        return RetryLater(max(retry_delay_seconds, asked or 0.0), message, costs_attempt=False)
     if attempts > most_retries:
         code: FailureCode = "attempts_exhausted" if isinstance(error, Transient) else "internal_error"
         return Failed(code, f"Gave up after {attempts} attempts; the last error: {message}")
     delay = min(retry_delay_seconds * 2 ** (attempts - 1), _MOST_BACKOFF_SECONDS)
-    asked = error.retry_after_seconds if isinstance(error, Transient) else None
     return RetryLater(max(delay, asked or 0.0), message)
 
 

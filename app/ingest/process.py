@@ -131,7 +131,13 @@ class Processor:
             if isinstance(outcome, Failed):
                 await fail(conn, held, code=outcome.code, message=outcome.message)
             elif isinstance(outcome, RetryLater):
-                return await retry_later(conn, held, delay_seconds=outcome.delay_seconds, message=outcome.message)
+                return await retry_later(
+                    conn,
+                    held,
+                    delay_seconds=outcome.delay_seconds,
+                    message=outcome.message,
+                    costs_attempt=outcome.costs_attempt,
+                )
         return None
 
     async def _give_back(self, held: Claim) -> None:

@@ -306,18 +306,21 @@ async def fail(conn: Connection, held: Claim, *, code: FailureCode, message: str
     return done is not None
 
 
-async def retry_later(conn: Connection, held: Claim, *, delay_seconds: float, message: str) -> Hint | None:
+async def retry_later(
+    conn: Connection, held: Claim, *, delay_seconds: float, message: str, costs_attempt: bool
+) -> Hint | None:
     """Put an attempt back for later, keeping its last error; None when the claim was lost meanwhile."""
     row = await conn.fetchrow(
         """
         UPDATE ingestions SET state = 'queued', stage = 'queued', lease_until = NULL, hinted_at = now(),
-            next_run_at = now() + make_interval(secs => $3), error_message = $4
+            next_run_at = now() + make_interval(secs => $3), error_message = $4, attempts = attempts - $5
         WHERE id = $1 AND fence = $2 AND state = 'running' RETURNING fence
         """,
         held.ingestion_id,
         held.fence,
         delay_seconds,
         message,
+        0 if costs_attempt else 1,
     )
     if row is None:
         return None
@@ -356,7 +359,8 @@ async def take_back_expired(conn: Connection, *, most_crashes: int) -> int:
             error_message = CASE WHEN p.is_poison
                 THEN format('The worker died or froze %s times while it worked on this file.', crashes + 1)
                 ELSE format('The worker %s was lost; the file is queued again.', leased_by) END,
-            next_run_at = now(), hinted_at = NULL
+            -- full jitter over 1 s, then 2 s: what died together must not come back together
+            next_run_at = now() + random() * make_interval(secs => 2 ^ least(crashes, 6)), hinted_at = NULL
         FROM (
             SELECT id, crashes + 1 >= $1 AS is_poison FROM ingestions
             WHERE state = 'running' AND lease_until < now() FOR UPDATE SKIP LOCKED

@@ -211,6 +211,8 @@ class Ingestions(RuleBasedStateMachine):
     @rule()
     def sweep(self) -> None:
         self.do(sweep(self.bench.resources, has_queue=True))
+        self.do(self.bench.sql("UPDATE ingestions SET next_run_at = now() WHERE state = 'queued'"))  # time passes
+        self.do(sweep(self.bench.resources, has_queue=True))
         for one in self.model.ingestions.values():
             if one.state == "running" and one.is_expired:
                 one.crashes += 1
@@ -253,7 +255,7 @@ class Ingestions(RuleBasedStateMachine):
             if how == "fail":
                 return await fail(conn, held, code="key_revoked", message="It was revoked.")
             if how == "retry":
-                return await retry_later(conn, held, delay_seconds=0.0, message="Later.")
+                return await retry_later(conn, held, delay_seconds=0.0, message="Later.", costs_attempt=True)
             return await give_back(conn, held)
 
     @precondition(lambda self: self.model.ingestions)

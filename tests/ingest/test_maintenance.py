@@ -94,6 +94,11 @@ async def test_the_sweep_takes_expired_leases_back(bench: Workbench) -> None:
     row = await bench.row(ingestion)
     assert (row.state, row.crashes) == ("queued", 1)
     assert "lost" in (row.error_message or "")
+    assert await bench.sql(
+        "SELECT next_run_at BETWEEN now() - interval '5 s' AND now() + interval '1 s' FROM ingestions"
+    )
+    await bench.sql("UPDATE ingestions SET next_run_at = now()")
+    await sweep(bench.resources, has_queue=True)
     assert list((await bench.resources.doorbell.statuses([job_id_of(ingestion, 2)])).values()) == ["queued"]
 
 

@@ -1,7 +1,7 @@
 import asyncpg
 import pytest
 
-from app.errors import Broken, Transient, Unprocessable
+from app.errors import Broken, RateLimited, Transient, Unprocessable
 from app.ingest.outcomes import Failed, RetryLater, outcome_of
 
 
@@ -16,6 +16,8 @@ from app.ingest.outcomes import Failed, RetryLater, outcome_of
         (Transient("busy", retry_after_seconds=900), 1, RetryLater(900, "busy")),
         (Transient("busy", retry_after_seconds=1), 1, RetryLater(60, "busy")),
         (Transient("busy"), 4, Failed("attempts_exhausted", "Gave up after 4 attempts; the last error: busy")),
+        (RateLimited("slow", retry_after_seconds=900), 9, RetryLater(900, "slow", costs_attempt=False)),
+        (RateLimited("slow"), 9, RetryLater(60, "slow", costs_attempt=False)),
         (TimeoutError(), 1, RetryLater(60, "The attempt took longer than JOB_TIMEOUT allows.")),
     ],
 )

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from uuid import UUID
 
 import pytest
@@ -9,10 +10,12 @@ from pydantic import SecretStr
 
 from app.access.embedding_keys import add_embedding_key, revoke_embedding_key
 from app.db import connection, transaction
+from app.embedding.embedder import Embedder
 from app.ids import new_id
 from app.ingest.commit import save_docs_to_multiple_collections
 from app.ingest.outcomes import Completed, Failed, RetryLater, Superseded
 from app.ingest.prepare import prepare
+from app.ingest.process import Processor
 from app.records.batches import cancel_batch, insert_batch
 from app.records.ingestions import NewIngestion, claim, insert_ingestions, take_back_expired
 from app.records.store_files import attach, detach, detach_all, detach_everywhere
@@ -89,6 +92,13 @@ async def test_processing_twice_leaves_one_copy(bench: Workbench) -> None:
     assert await bench.findings() == []
 
 
+async def take_back(bench: Workbench) -> None:
+    """What the sweep does, and then the wait that it draws for each."""
+    async with transaction(bench.resources.pool) as conn:
+        assert await take_back_expired(conn, most_crashes=3) == 1
+    await bench.sql("UPDATE ingestions SET next_run_at = now()")
+
+
 async def test_a_worker_that_wakes_up_after_its_lease_writes_nothing(bench: Workbench) -> None:
     store = await bench.store()
     ingestion = await bench.attach(await bench.file(), [store])
@@ -97,8 +107,7 @@ async def test_a_worker_that_wakes_up_after_its_lease_writes_nothing(bench: Work
         frozen = await claim(conn, ingestion, lease_seconds=0.001, worker="frozen")
     assert frozen is not None
     prepared = await prepare(bench.resources, frozen)
-    async with transaction(pool) as conn:
-        assert await take_back_expired(conn, most_crashes=3) == 1
+    await take_back(bench)
     async with transaction(pool) as conn:
         assert await save_docs_to_multiple_collections(conn, frozen, prepared) is None
     assert isinstance(await bench.processor.process(ingestion), Completed)
@@ -116,14 +125,13 @@ async def test_a_file_that_takes_three_workers_down_is_poison(bench: Workbench) 
     for _ in range(3):
         async with transaction(bench.resources.pool) as conn:
             assert await claim(conn, ingestion, lease_seconds=0.0, worker="w") is not None
-        async with transaction(bench.resources.pool) as conn:
-            assert await take_back_expired(conn, most_crashes=3) == 1
+        await take_back(bench)
     row = await bench.row(ingestion)
     assert (row.state, row.error_code) == ("failed", "poison")
     assert await bench.findings() == []
 
 
-async def test_a_provider_that_stays_down_is_tried_again_later_and_only_for_what_is_missing(
+async def test_a_provider_that_limits_its_rate_is_waited_for_and_only_what_is_missing_is_asked_for_again(
     paid: Workbench, provider: FakeOpenAI
 ) -> None:
     store = await paid.store(model="text-embedding-3-small", dimensions=8)
@@ -136,7 +144,8 @@ async def test_a_provider_that_stays_down_is_tried_again_later_and_only_for_what
     assert isinstance(outcome, RetryLater)
     assert outcome.delay_seconds > 60
     row = await paid.row(ingestion)
-    assert (row.state, row.attempts) == ("queued", 1)
+    assert (row.state, row.attempts) == ("queued", 0)
+    assert "limits its rate" in (row.error_message or "")
     paid_for = {text for request in provider.requests for text in request.texts if "zebra" not in text}
     assert paid_for
     provider.for_word.clear()
@@ -153,10 +162,12 @@ async def test_attempts_run_out(paid: Workbench, provider: FakeOpenAI) -> None:
     store = await paid.store(model="text-embedding-3-small", dimensions=8)
     few = paid.with_settings(job_max_retries=1, job_retry_delay=0.0)
     ingestion = await few.attach(await few.file(), [store])
-    provider.for_word["lamp"] = Status(429, {"retry-after": "100000"})
-    assert isinstance(await few.processor.process(ingestion), RetryLater)
-    await few.sql("UPDATE ingestions SET next_run_at = now()")
-    assert isinstance(await few.processor.process(ingestion), Failed)
+    provider.for_word["lamp"] = Status(500)
+    async with Embedder(batch_size=8, concurrency=1, timeout_seconds=10, patience_seconds=0.0) as impatient:
+        processor = Processor(replace(few.resources, embedder=impatient), name="test-worker")
+        assert isinstance(await processor.process(ingestion), RetryLater)
+        await few.sql("UPDATE ingestions SET next_run_at = now()")
+        assert isinstance(await processor.process(ingestion), Failed)
     row = await few.row(ingestion)
     assert (row.state, row.error_code, row.attempts) == ("failed", "attempts_exhausted", 2)
 
