@@ -140,4 +140,5 @@ def _agrees(state: str, status: str | None) -> bool:
         return status in {"queued", "scheduled", "started"}
     if state == "completed":
         return status in {None, "finished"}
-    return status not in {"queued", "scheduled", "started", "deferred"} or state == "cancelled"
+    waiting = {"queued", "scheduled", "deferred"}
+    return status not in waiting and (status != "started" or state == "cancelled")  # its next beat ends it

@@ -9,6 +9,7 @@ from redis.exceptions import RedisError
 
 from app.errors import Transient
 from app.jobs import ArqRedis, JobRequest, JobView, jobs_status, view_job
+from app.records.hints import OvertakenHint
 from app.records.ingestions import Hint
 from app.settings import QUEUE_NAME, Settings
 
@@ -84,6 +85,21 @@ class Doorbell:
                 await self._redis.enqueue_jobs(
                     [self._request(h) for h in hints[start : start + _MOST_HINTS_A_CALL]]
                 )
+        except RedisError as exc:
+            self._note(exc)
+            return False
+        self._note(None)
+        return True
+
+    async def withdraw_file_processing_jobs(self, overtaken: Sequence[OvertakenHint]) -> bool:
+        """Take jobs back whose ingestions were settled without them; False if Redis does not answer."""
+        if self._redis is None or not overtaken:
+            return True
+        job_ids = [job_id_of(each.ingestion_id, each.fence) for each in overtaken]
+        # a cancel raises the fence: of a row that ran, the job is that of the fence before
+        job_ids += [job_id_of(each.ingestion_id, each.fence - 1) for each in overtaken if each.state == "cancelled"]
+        try:
+            await self._redis.withdraw_jobs(job_ids)
         except RedisError as exc:
             self._note(exc)
             return False

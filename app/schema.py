@@ -182,7 +182,7 @@ ingestions = Table(
     Column("next_run_at", DateTime(timezone=True), nullable=False, server_default=text("now()")),
     _moment("lease_until"),
     Column("leased_by", Text),
-    _moment("hinted_at"),  # when Redis last heard of this row
+    _moment("hinted_at"),  # see app.records.hints
     _reference("embedding_key_id", "embedding_keys.id", required=False),
     Column("max_chunk_size_tokens", Integer, nullable=False),
     Column("chunk_overlap_tokens", Integer, nullable=False),
@@ -199,6 +199,11 @@ ingestions = Table(
     CheckConstraint("(state = 'failed') <= (error_code IS NOT NULL)", name="failed_has_reason"),
     CheckConstraint("(state IN ('completed', 'failed', 'cancelled')) = (finished_at IS NOT NULL)", name="finished"),
     Index("ix_ingestions_due", "next_run_at", postgresql_where=text("state = 'queued'")),
+    Index(
+        "ix_ingestions_overtaken",
+        "id",
+        postgresql_where=text("state IN ('completed', 'failed', 'cancelled') AND hinted_at IS NOT NULL"),
+    ),
     Index("ix_ingestions_leases", "lease_until", postgresql_where=text("state = 'running'")),
     Index(None, "batch_id", "id"),
     Index(None, "file_id"),

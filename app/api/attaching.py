@@ -18,7 +18,8 @@ from app.extraction import Chunking
 from app.ids import from_wire, new_id
 from app.records.batches import insert_batch
 from app.records.files import lock_files
-from app.records.ingestions import Hint, NewIngestion, insert_ingestions, mark_unhinted
+from app.records.hints import mark_unhinted
+from app.records.ingestions import Hint, NewIngestion, insert_ingestions
 from app.records.store_files import attach
 from app.records.vector_stores import lock_stores
 from app.resources import Resources

@@ -8,13 +8,14 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup
 
-from app.db import Connection, transaction
+from app.db import Connection, connection, transaction
 from app.errors import Transient
 from app.ingest.cleanup import clean_up
 from app.ingest.process import Processor
 from app.records.accepted_requests import forget_old_requests
 from app.records.embedded_texts import forget_old_embedded
-from app.records.ingestions import Claim, claim_due, mark_unhinted, take_back_expired, take_unhinted
+from app.records.hints import mark_unhinted, note_withdrawn, overtaken_hints, take_unhinted
+from app.records.ingestions import Claim, claim_due, take_back_expired
 from app.records.queue_epochs import note_epoch
 from app.resources import Resources
 
@@ -68,7 +69,7 @@ async def maintain(processor: Processor, *, concurrency: int) -> None:
 
 
 async def sweep(resources: Resources, *, has_queue: bool) -> bool:
-    """Take back expired leases and ring again for due work that nobody was told of.
+    """Take back expired leases, ring again for due work that nobody was told of, withdraw jobs without a purpose.
 
     One process at a time, by an advisory lock; the others return at once. Whether the queue still counts: one
     that does not take our hints is none.
@@ -87,7 +88,10 @@ async def sweep(resources: Resources, *, has_queue: bool) -> bool:
             logger.warning("Redis is new, or has lost its memory: it is told of all waiting files again")
     if taken_back:
         logger.warning("leases taken back", ingestions=taken_back)
-    return has_queue and await _ring(resources)
+    if not resources.doorbell.is_enabled:
+        await _withdraw(resources)
+        return False
+    return has_queue and await _ring(resources) and await _withdraw(resources)
 
 
 async def _ring(resources: Resources) -> bool:
@@ -103,6 +107,19 @@ async def _ring(resources: Resources) -> bool:
                 await mark_unhinted(conn, hints)
             return False
         if len(hints) < _HINTS_A_CALL:
+            return True
+
+
+async def _withdraw(resources: Resources) -> bool:
+    """Take jobs out of the queue whose ingestions were settled without them; False if the queue does not answer."""
+    while True:
+        async with connection(resources.pool) as conn:
+            overtaken = await overtaken_hints(conn, limit=_HINTS_A_CALL)
+        if not await resources.doorbell.withdraw_file_processing_jobs(overtaken):
+            return False
+        async with connection(resources.pool) as conn:
+            await note_withdrawn(conn, overtaken)
+        if len(overtaken) < _HINTS_A_CALL:
             return True
 
 

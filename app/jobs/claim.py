@@ -84,7 +84,7 @@ class Claimer:
         return free if self._left is None else min(free, self._left)
 
     async def _claim(self, most: int) -> int:
-        """Start up to `most` jobs; how many left their queues (those that cannot be read are dropped)."""
+        """Start up to `most` jobs; how many left their queues (those that cannot be read, or are gone, too)."""
         worker = self._worker
         if self._unanswered:
             back = await self._disown_script([worker.executions_key], [RQ_KEY_PREFIX, self._unanswered])
@@ -122,11 +122,11 @@ class Claimer:
 
     def _start(self, answer: list[Any], queues: list[Queue]) -> int:
         worker = self._worker
-        moment, lost, started = answer
+        moment, lost, started, gone = answer
         for job_id in lost:
-            logger.warning("job %r cannot be read or is gone; it is dropped", job_id)
+            logger.warning("job %r cannot be read; it is dropped", job_id)
         if not started:
-            return len(lost)
+            return len(lost) + int(gone)
         redis_time = float(moment)
         worker.set_redis_time(redis_time)
         for number, job_id, execution_id, flat in started:
@@ -146,7 +146,7 @@ class Claimer:
         self._next_queue = worker.queues.index(queues[started[-1][0] - 1]) + 1
         if self._left is not None:
             self._left -= len(started)
-        return len(started) + len(lost)
+        return len(started) + len(lost) + int(gone)
 
     def _in_order(self) -> list[Queue]:
         worker = self._worker

@@ -22,9 +22,9 @@ from app.jobs.budget import Budget, CircuitBreaker
 from app.jobs.coalescing import Coalescer
 from app.jobs.enqueue import JobRequest, PackedJob, pack
 from app.jobs.functions import Duration
-from app.jobs.ids import from_rq_id
+from app.jobs.ids import from_rq_id, to_rq_id
 from app.jobs.job import Job
-from app.jobs.lua_client import ENQUEUE
+from app.jobs.lua_client import ENQUEUE, WITHDRAW
 from app.jobs.serializers import DictDeserializer, DictSerializer, choose_serializer
 from app.jobs.settings import MOST_CONNECTIONS, RedisSettings, async_pool, close_sentinels
 from app.jobs.values import JobDef, JobResult
@@ -68,6 +68,7 @@ class ArqRedis(aioredis.Redis):
         self.settings: RedisSettings | None = None  # how to reach the same Redis, where that is known
         self._breaker = None if budget is None else CircuitBreaker(budget, _place_of(self))
         self._enqueue_script = self.register_script(ENQUEUE)
+        self._withdraw_script = self.register_script(WITHDRAW)
         self._coalescer: Coalescer[PackedJob, bool] = Coalescer(self._enqueue)
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:  # noqa: FBT001 - redis-py's signature
@@ -121,6 +122,22 @@ class ArqRedis(aioredis.Redis):
         packed = [self._pack(request) for request in requests]
         made = await self._enqueue(packed)
         return [self._job(each) if is_new else None for each, is_new in zip(packed, made, strict=True)]
+
+    async def withdraw_jobs(self, job_ids: Sequence[str]) -> int:
+        """Take back jobs that have not started, without results, dependents or a trace; how many there were.
+
+        For ids that are not used again: where one waits in its queue, it stays there until a worker passes it over.
+
+        Raises:
+            QueueUnavailable: with a budget, Redis is away.
+        """
+        rq_ids = [to_rq_id(each) for each in job_ids]
+        withdrawn = 0
+        async with self.within_budget(len(rq_ids)):
+            for start in range(0, len(rq_ids), _MOST_A_SCRIPT):
+                part = rq_ids[start : start + _MOST_A_SCRIPT]
+                withdrawn += await self._withdraw_script((), [RQ_KEY_PREFIX, *part])
+        return withdrawn
 
     async def all_job_results(self) -> list[JobResult]:
         """The results of all jobs in Redis, of all queues, by the time they were enqueued."""

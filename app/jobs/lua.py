@@ -28,17 +28,22 @@ CLAIM = (
 -- ARGV prefix, most jobs, lease (s), worker name, time as RQ writes it, share ('order' or 'fair'),
 --      how the execution ids of this claim begin, for each queue how many of its jobs run here
 -- As rq.worker: prepare_execution and prepare_job_execution. Fair: the queue with the fewest running is next.
--- Answer: time, ids that lead nowhere, {queue's number, job id, execution id, hash} for each job
+-- Answer: time, ids of what cannot be read, {queue's number, job id, execution id, hash} for each job,
+--      number of ids without a record: jobs that were deleted or have expired
 if redis.call('EXISTS', KEYS[1]) == 1 then return {'suspended'} end
 local most, lease, worker, moment = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], ARGV[5]
 local queues = (#KEYS - 3) / 2
-local started, lost, members, wip = {}, {}, {}, {}
+local started, lost, gone, members, wip = {}, {}, 0, {}, {}
 for number = 1, queues do wip[number] = {} end
 
 local function start(number, id)
     local key = job_key(id)
     local hash = redis.pcall('HGETALL', key)
-    if hash.err or #hash == 0 or not string.find(id, '^[%w_-]+$') then
+    if #hash == 0 and not hash.err then
+        gone = gone + 1
+        return
+    end
+    if hash.err or not string.find(id, '^[%w_-]+$') then
         lost[#lost + 1] = id
         return
     end
@@ -97,7 +102,7 @@ if #started > 0 then
     redis.call('EXPIRE', KEYS[3], lease + 60)
     redis.call('HSET', KEYS[2], 'state', 'busy')
 end
-return {tostring(now), lost, started}
+return {tostring(now), lost, started, gone}
 """
 )
 

@@ -1,4 +1,4 @@
-"""Redis scripts of the clients: enqueueing in batches, aborting."""
+"""Redis scripts of the clients: enqueueing in batches, aborting, withdrawing."""
 
 from app.jobs.lua import PRELUDE
 
@@ -91,5 +91,25 @@ redis.call('ZREM', prefix .. ':deferred:' .. queue, id)
 redis.call('LREM', prefix .. ':queue:' .. queue, 1, id)
 redis.call('LPUSH', prefix .. ':queue:' .. queue, id)
 return 1
+"""
+)
+
+WITHDRAW = (
+    PRELUDE
+    + """
+-- ARGV prefix, ids
+-- Records go, and what is due later; an id in a queue's list stays, for to find it there takes as long as the list:
+-- claims, RQ's too, pass over an id without a record. Answer: how many jobs have been withdrawn
+local withdrawn = 0
+for place = 2, #ARGV do
+    local key = job_key(ARGV[place])
+    local status, queue = unpack(redis.call('HMGET', key, 'status', 'origin'))
+    if status == 'scheduled' then redis.call('ZREM', prefix .. ':scheduled:' .. queue, ARGV[place]) end
+    if status == 'queued' or status == 'scheduled' then
+        redis.call('DEL', key)
+        withdrawn = withdrawn + 1
+    end
+end
+return withdrawn
 """
 )

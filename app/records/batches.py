@@ -7,6 +7,7 @@ from uuid import UUID
 from app.db import Connection
 from app.errors import NotFound
 from app.ids import to_wire
+from app.records.ingestions import CANCEL
 from app.records.vector_stores import COUNTS, FileCounts
 
 
@@ -67,9 +68,8 @@ async def get_batch(
 async def cancel_batch(conn: Connection, batch_id: UUID) -> None:
     """Cancel what is not settled. Running attempts notice at their next beat; their commits are refused."""
     await conn.execute(
-        """
-        UPDATE ingestions SET state = 'cancelled', stage = 'done', fence = fence + 1, lease_until = NULL,
-            finished_at = now()
+        f"""
+        {CANCEL}
         WHERE id IN (
             SELECT id FROM ingestions WHERE batch_id = $1 AND state IN ('queued', 'running') ORDER BY id FOR UPDATE
         )

@@ -161,16 +161,16 @@ async def list_ingestions(
     return make_page(page, [Ingestion(**dict(row)) for row in rows])
 
 
+CANCEL = """
+    UPDATE ingestions SET state = 'cancelled', stage = 'done', fence = fence + 1, lease_until = NULL,
+        finished_at = now(), hinted_at = CASE WHEN state = 'queued' THEN now() ELSE hinted_at END
+"""
+"""A cancelled row keeps `hinted_at` until its job has been withdrawn, see `app.records.hints`."""
+
+
 async def cancel(conn: Connection, ingestion_id: UUID) -> None:
     """Cancel what is not settled. A running attempt notices at its next beat; its commit is refused."""
-    await conn.execute(
-        """
-        UPDATE ingestions SET state = 'cancelled', stage = 'done', fence = fence + 1, lease_until = NULL,
-            finished_at = now()
-        WHERE id = $1 AND state IN ('queued', 'running')
-        """,
-        ingestion_id,
-    )
+    await conn.execute(f"{CANCEL} WHERE id = $1 AND state IN ('queued', 'running')", ingestion_id)
 
 
 def _to_claim(row: asyncpg.Record) -> Claim:
@@ -181,7 +181,7 @@ _CLAIM = """
     UPDATE ingestions i
     SET state = 'running', stage = 'reading', fence = i.fence + 1, attempts = i.attempts + 1,
         lease_until = now() + make_interval(secs => $1), leased_by = $2, started_at = now(),
-        chunks_total = 0, chunks_embedded = 0
+        chunks_total = 0, chunks_embedded = 0, hinted_at = {hinted_at}
     FROM files f
     WHERE f.id = i.file_id AND i.state = 'queued' AND i.next_run_at <= now()
 """
@@ -192,16 +192,18 @@ _CLAIMED = """
 
 
 async def claim(conn: Connection, ingestion_id: UUID, *, lease_seconds: float, worker: str) -> Claim | None:
-    """Take one ingestion; None when another worker was first, it is settled, gone, or not yet due."""
-    row = await conn.fetchrow(f"{_CLAIM} AND i.id = $3 {_CLAIMED}", lease_seconds, worker, ingestion_id)
+    """Take the ingestion that a hint names; None when a rival was first, it is settled, gone, or not yet due."""
+    claim_it = _CLAIM.format(hinted_at="NULL")  # its job runs, so there will be none to withdraw
+    row = await conn.fetchrow(f"{claim_it} AND i.id = $3 {_CLAIMED}", lease_seconds, worker, ingestion_id)
     return _to_claim(row) if row else None
 
 
 async def claim_due(conn: Connection, *, limit: int, lease_seconds: float, worker: str) -> list[Claim]:
     """Take up to `limit` due ingestions, oldest first; rows that a rival is taking are skipped."""
+    claim_all = _CLAIM.format(hinted_at="now()")  # their jobs may be waiting in the queue
     rows = await conn.fetch(
         f"""
-        {_CLAIM} AND i.id = ANY(ARRAY( -- evaluated once; a join would run IN's subquery again and pass the limit
+        {claim_all} AND i.id = ANY(ARRAY( -- evaluated once; a join would run IN's subquery again and pass the limit
             SELECT id FROM ingestions WHERE state = 'queued' AND next_run_at <= now()
             ORDER BY next_run_at LIMIT $3 FOR UPDATE SKIP LOCKED
         )) {_CLAIMED}
@@ -369,31 +371,3 @@ async def take_back_expired(conn: Connection, *, most_crashes: int) -> int:
         most_crashes,
     )
     return len(rows)
-
-
-async def take_unhinted(conn: Connection, *, limit: int, silent_seconds: float) -> list[Hint]:
-    """Due rows of which the queue has not heard for a while, or lost what it heard; marked as hinted now.
-
-    The caller rings.
-    """
-    rows = await conn.fetch(
-        """
-        UPDATE ingestions SET hinted_at = now() WHERE id = ANY(ARRAY(
-            SELECT id FROM ingestions
-            WHERE state = 'queued' AND next_run_at <= now()
-              AND (hinted_at IS NULL OR hinted_at < (SELECT since FROM queue_epochs)
-                   OR greatest(hinted_at, next_run_at) < now() - make_interval(secs => $1))
-            ORDER BY next_run_at LIMIT $2 FOR UPDATE SKIP LOCKED
-        )) RETURNING id, user_id, embedding_key_id, fence + 1 AS next_fence
-        """,
-        silent_seconds,
-        limit,
-    )
-    return [Hint(row["id"], row["user_id"], row["embedding_key_id"], row["next_fence"]) for row in rows]
-
-
-async def mark_unhinted(conn: Connection, hints: Sequence[Hint]) -> None:
-    """Note that the queue did not hear these hints, so that the next sweep rings again."""
-    await conn.execute(
-        "UPDATE ingestions SET hinted_at = NULL WHERE id = ANY($1)", [hint.ingestion_id for hint in hints]
-    )

@@ -15,7 +15,7 @@ import asyncpg
 from app.db import Connection
 from app.errors import NotFound
 from app.ids import to_wire
-from app.records.ingestions import NewIngestion
+from app.records.ingestions import CANCEL, NewIngestion
 from app.records.pages import Page, PageRequest, make_page, page_clause
 
 STATUS_STATES = {
@@ -260,9 +260,8 @@ async def _detach(conn: Connection, condition: str, *parameters: object) -> list
 
 async def _cancel_without_store(conn: Connection, ingestion_ids: Sequence[UUID]) -> None:
     await conn.execute(
-        """
-        UPDATE ingestions SET state = 'cancelled', stage = 'done', fence = fence + 1, lease_until = NULL,
-            finished_at = now()
+        f"""
+        {CANCEL}
         WHERE id = ANY($1) AND state IN ('queued', 'running')
           AND NOT EXISTS (SELECT 1 FROM vector_store_files v WHERE v.ingestion_id = ingestions.id)
         """,

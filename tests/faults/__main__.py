@@ -28,6 +28,7 @@ from tests.faults.kinds import FAULTS, Fault, draw
 from tests.faults.mutants import MUTANTS, make
 
 MOST_VIOLATIONS = 20
+FAULTS_A_LINE = 50
 
 
 def run(faults: list[Fault], seed: int, folder: Path, console: Console, *, stop_at_first: bool) -> list[str]:
@@ -52,6 +53,9 @@ def run(faults: list[Fault], seed: int, folder: Path, console: Console, *, stop_
                     broken[fault.__name__] += 1
                     violations += [f"fault {number}, {fault.__name__}: {each}" for each in found]
                     console.print(*violations[-len(found) :], sep="\n", style="red", markup=False)
+                if number % FAULTS_A_LINE == 0:
+                    seconds = time.monotonic() - began
+                    console.print(f"{number} of {len(faults)}, {seconds:.0f} s, {len(violations)} violations")
                 if violations and (stop_at_first or len(violations) > MOST_VIOLATIONS):
                     break
         seconds = time.monotonic() - began

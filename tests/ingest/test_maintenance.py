@@ -21,7 +21,7 @@ from app.ids import new_id
 from app.ingest.maintenance import maintain, sweep
 from app.ingest.process import Processor
 from app.records.accepted_requests import RequestIdentity, accept
-from app.records.ingestions import Hint, claim
+from app.records.ingestions import Hint, cancel, claim, claim_due
 from app.resources import open_resources
 from app.settings import Settings
 from app.worker import run_worker
@@ -84,6 +84,43 @@ async def test_a_redis_that_has_lost_its_memory_is_told_of_everything_at_once(
     assert await doorbell.is_job_queue_available()
     await sweep(bench.resources, has_queue=True)
     assert set((await doorbell.statuses(jobs)).values()) == {"queued"}
+
+
+async def test_the_sweep_withdraws_jobs_of_what_was_cancelled_or_taken_from_postgres(bench: Workbench) -> None:
+    doorbell, store = bench.resources.doorbell, await bench.store()
+    cancelled, delayed, drained, stopped, waiting = [
+        await bench.attach(await bench.file(), [store]) for _ in range(5)
+    ]
+    hints = [Hint(each, bench.owner.user_id, None, 1) for each in (cancelled, drained, stopped, waiting)]
+    assert await doorbell.enqueue_file_processing_jobs(
+        [*hints, Hint(delayed, bench.owner.user_id, None, 1, delay_seconds=3600)]
+    )
+    async with transaction(bench.resources.pool) as conn:
+        await cancel(conn, cancelled)
+        await cancel(conn, delayed)
+    await bench.sql("UPDATE ingestions SET next_run_at = now() + interval '1 h' WHERE id = $1", waiting)
+    async with transaction(bench.resources.pool) as conn:
+        held = await claim_due(conn, limit=9, lease_seconds=30, worker="drain")
+        await cancel(conn, stopped)
+    for each in held:
+        await bench.processor.run(each)
+    assert [(await bench.row(each)).state for each in (drained, stopped)] == ["completed", "cancelled"]
+    await sweep(bench.resources, has_queue=True)
+    jobs = [job_id_of(each, 1) for each in (cancelled, delayed, drained, stopped, waiting)]
+    assert list((await doorbell.statuses(jobs)).values()) == [None, None, None, None, "queued"]
+    assert await bench.sql("SELECT array_agg(id) FROM ingestions WHERE hinted_at IS NOT NULL") == [waiting]
+
+
+async def test_jobs_are_withdrawn_once_redis_is_back(bench: Workbench) -> None:
+    ingestion = await bench.attach(await bench.file(), [await bench.store()])
+    async with transaction(bench.resources.pool) as conn:
+        await cancel(conn, ingestion)
+    nowhere = bench.resources.settings.model_copy(update={"redis_url": "redis://127.0.0.1:1/0"})
+    async with open_resources(nowhere, role="test") as without:
+        assert not await sweep(without, has_queue=True)
+    assert await bench.sql("SELECT hinted_at IS NOT NULL FROM ingestions")
+    assert await sweep(bench.resources, has_queue=True)
+    assert await bench.sql("SELECT hinted_at IS NULL FROM ingestions")
 
 
 async def test_the_sweep_takes_expired_leases_back(bench: Workbench) -> None:

@@ -13,7 +13,7 @@ from rq.serializers import JSONSerializer
 from app.jobs.enqueue import JobRequest, pack
 from app.jobs.job import ABORT_FIELD
 from app.jobs.lua import CLAIM, SETTLE
-from app.jobs.lua_client import ABORT, ENQUEUE
+from app.jobs.lua_client import ABORT, ENQUEUE, WITHDRAW
 from app.jobs.lua_upkeep import BEAT, MOVE_DUE, TAKE_BACK
 
 QUEUE = "m"
@@ -22,7 +22,7 @@ EXECUTIONS = "rq:worker:w:executions"
 WIP = f"rq:wip:{QUEUE}"
 LEASE = 1000
 MOST_CRASHES = 3
-IDS = st.sampled_from(["a", "b", "c", "d", "e"])
+IDS = st.sampled_from("abcdefg")
 
 
 @dataclass
@@ -43,6 +43,10 @@ class Model:
     jobs: dict[str, ModelJob] = field(default_factory=dict)
     line: list[str] = field(default_factory=list)
     scheduled: set[str] = field(default_factory=set)
+    withdrawn: set[str] = field(default_factory=set)  # not to be used again
+
+    def waits(self, job_id: str) -> bool:
+        return job_id in self.jobs and self.jobs[job_id].status in {"queued", "scheduled"}
 
     def run_again(self, job_id: str) -> None:
         self.jobs[job_id].status = "queued"
@@ -61,13 +65,14 @@ class Queue(RuleBasedStateMachine):
         self.executions: list[tuple[str, str]] = []  # every (job, execution) there ever was
         self.claims = 0
         scripts = {"claim": CLAIM, "settle": SETTLE, "enqueue": ENQUEUE, "abort": ABORT, "beat": BEAT}
-        scripts |= {"take_back": TAKE_BACK, "move_due": MOVE_DUE}
+        scripts |= {"take_back": TAKE_BACK, "move_due": MOVE_DUE, "withdraw": WITHDRAW}
         self.scripts = {name: self.client.register_script(text) for name, text in scripts.items()}
 
     @rule(
         job_ids=st.lists(IDS, min_size=1, max_size=4), delay=st.sampled_from([None, 0, 500]), replace=st.booleans()
     )
     def enqueue(self, job_ids: list[str], delay: int | None, *, replace: bool) -> None:
+        job_ids = [each for each in job_ids if each not in self.model.withdrawn]
         requests = [JobRequest("f", job_id=each, defer_by=delay, replace_settled=replace) for each in job_ids]
         arguments = [part for each in requests for part in pack(each, JSONSerializer, QUEUE, 3600).arguments]
         made = self.scripts["enqueue"](["rq:queues"], ["rq", *arguments])
@@ -88,9 +93,16 @@ class Queue(RuleBasedStateMachine):
         self.claims += 1
         keys = ["rq:suspended", WORKER, EXECUTIONS, f"rq:queue:{QUEUE}", WIP]
         start = f"{self.claims:024x}"
-        _, lost, started = self.scripts["claim"](keys, ["rq", most, LEASE, "w", "now", "order", start, 0])
+        _, lost, started, gone = self.scripts["claim"](keys, ["rq", most, LEASE, "w", "now", "order", start, 0])
         assert lost == []
-        expected, self.model.line = self.model.line[:most], self.model.line[most:]
+        expected: list[str] = []
+        passed_over = 0
+        while self.model.line and len(expected) < most:
+            free = most - len(expected)
+            taken, self.model.line = self.model.line[:free], self.model.line[free:]
+            expected += [each for each in taken if each in self.model.jobs]
+            passed_over += sum(each not in self.model.jobs for each in taken)
+        assert gone == passed_over
         assert [job_id.decode() for _, job_id, _, _ in started] == expected
         for _, job_id, execution, flat in started:
             raw = dict(zip(flat[::2], flat[1::2], strict=True))
@@ -124,6 +136,16 @@ class Queue(RuleBasedStateMachine):
             self.model.run_again(job_id)
         else:
             job.status = kind
+
+    @rule(job_ids=st.lists(IDS, max_size=3, unique=True))
+    def withdraw(self, job_ids: list[str]) -> None:
+        """What has not started; its id may stay in the line."""
+        waiting = [each for each in job_ids if self.model.waits(each)]
+        assert self.scripts["withdraw"]([], ["rq", *job_ids]) == len(waiting)
+        for each in waiting:
+            del self.model.jobs[each]
+            self.model.scheduled.discard(each)
+            self.model.withdrawn.add(each)
 
     @precondition(lambda self: any(job.status == "started" for job in self.model.jobs.values()))
     @rule(data=st.data())
