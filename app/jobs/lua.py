@@ -9,6 +9,8 @@ local prefix = ARGV[1]
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
 local function job_key(id) return prefix .. ':job:' .. id end
+-- anybody may have put anything there: one key that is no record must not make a script fail for all the others
+local function is_record(id) return redis.call('TYPE', job_key(id)).ok == 'hash' end
 local function wip_key(queue) return prefix .. ':wip:' .. queue end
 local function parts(member) return string.match(member, '^(.*):([^:]*)$') end
 local function forget_execution(id, execution)
@@ -172,7 +174,7 @@ local function settle(number, job, result_fields, job_fields)
         answer[#answer + 1] = {number, 'late'}
         return
     end
-    if redis.call('EXISTS', key) == 0 then return end
+    if not is_record(id) then return end
     if kind == 'back' then
         redis.call('HSET', key, 'job_try', job.tries)
         run_again(id, job.queue)

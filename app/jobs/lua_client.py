@@ -16,6 +16,11 @@ local LINE = '^' .. string.rep('(%S+) ', 9) .. '(.*)$'
 local over = {finished = true, failed = true, stopped = true, canceled = true}
 
 local function is_taken(id, queue, replace)
+    if not is_record(id) then
+        -- not without need: after a DEL a Redis that is full takes the job as well
+        if redis.call('EXISTS', job_key(id)) == 1 then redis.call('DEL', job_key(id)) end
+        return false
+    end
     local status = redis.call('HGET', job_key(id), 'status')
     if status and replace and over[status] then
         redis.call('DEL', job_key(id), prefix .. ':results:' .. id)
@@ -24,7 +29,7 @@ local function is_taken(id, queue, replace)
         end
         return false
     end
-    return status or redis.call('EXISTS', job_key(id)) == 1
+    return true
 end
 
 local function enqueue(line, data, description)
@@ -102,8 +107,8 @@ WITHDRAW = (
 -- claims, RQ's too, pass over an id without a record. Answer: how many jobs have been withdrawn
 local withdrawn = 0
 for place = 2, #ARGV do
-    local key = job_key(ARGV[place])
-    local status, queue = unpack(redis.call('HMGET', key, 'status', 'origin'))
+    local key, status, queue = job_key(ARGV[place]), nil, nil
+    if is_record(ARGV[place]) then status, queue = unpack(redis.call('HMGET', key, 'status', 'origin')) end
     if status == 'scheduled' then redis.call('ZREM', prefix .. ':scheduled:' .. queue, ARGV[place]) end
     if status == 'queued' or status == 'scheduled' then
         redis.call('DEL', key)

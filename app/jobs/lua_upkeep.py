@@ -20,7 +20,7 @@ for place = 2, #KEYS, 3 do
             redis.call('SET', lock, ARGV[4], 'EX', ARGV[5])
             for _, id in ipairs(redis.call('ZRANGEBYSCORE', registry, '-inf', now, 'LIMIT', 0, ARGV[2])) do
                 redis.call('ZREM', registry, id)
-                if redis.call('EXISTS', job_key(id)) == 1 then
+                if is_record(id) then
                     redis.call('HSET', job_key(id), 'status', 'queued', 'enqueued_at', ARGV[3])
                     redis.call('RPUSH', queue, id)
                     redis.call('SADD', KEYS[1], queue)
@@ -48,7 +48,7 @@ TAKE_BACK = (
 local back, poison = {}, {}
 for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, 100)) do
     local id, execution = parts(member)
-    if id and redis.call('HGET', job_key(id), 'status') == 'started' then
+    if id and is_record(id) and redis.call('HGET', job_key(id), 'status') == 'started' then
         if redis.call('HINCRBY', job_key(id), 'crashes', 1) >= tonumber(ARGV[3]) then
             redis.call('ZADD', KEYS[1], now + 60, member)
             poison[#poison + 1] = member
@@ -78,7 +78,7 @@ for _, member in ipairs(redis.call('SMEMBERS', KEYS[1])) do
     if id and string.sub(execution, 1, #ARGV[2]) == ARGV[2] then
         redis.call('SREM', KEYS[1], member)
         forget_execution(id, execution)
-        local queue = redis.call('HGET', job_key(id), 'origin')
+        local queue = is_record(id) and redis.call('HGET', job_key(id), 'origin')
         if queue and redis.call('ZREM', wip_key(queue), member) == 1 then
             run_again(id, queue)
             back = back + 1
@@ -111,7 +111,7 @@ for at = 6, #ARGV, 4 do
         redis.call('EXPIRE', record, lease)
         redis.call('ZADD', all, now + lease + 60, execution)
         redis.call('EXPIRE', all, lease + 60)
-        redis.call('HSET', job_key(id), 'last_heartbeat', moment)
+        if is_record(id) then redis.call('HSET', job_key(id), 'last_heartbeat', moment) end
     elseif redis.call('EXISTS', job_key(id)) == 1 then
         lost[#lost + 1] = execution  -- no entry and no job: Redis lost its memory, and nobody else runs it
         forget_execution(id, execution)

@@ -101,11 +101,14 @@ class Upkeep:
 
     async def _take_back(self, queue: Queue) -> None:
         registry = StartedJobRegistry.key_template.format(queue.name)
-        back, poison = await self._take_back_script([registry], [RQ_KEY_PREFIX, queue.name, _MOST_CRASHES])
-        for job_id in back:
-            logger.warning("job %r: its worker is lost; it runs again", job_id)
-        for member in poison:
-            await self._bury(queue, as_text(member))
+        while True:  # so many a call: a worker may have run a thousand
+            back, poison = await self._take_back_script([registry], [RQ_KEY_PREFIX, queue.name, _MOST_CRASHES])
+            if not back and not poison:
+                return
+            for job_id in back:
+                logger.warning("job %r: its worker is lost; it runs again", job_id)
+            for member in poison:
+                await self._bury(queue, as_text(member))
 
     async def _bury(self, queue: Queue, member: str) -> None:
         """A job that has ended too many workers fails."""

@@ -19,7 +19,7 @@ from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
 
 from app.embedded import EmbeddedRedis
-from app.jobs import ArqRedis, RedisSettings, connect_lazily
+from app.jobs import ArqRedis, JobRequest, RedisSettings, connect_lazily
 from tests.jobs import rq_functions as f
 from tests.jobs.conftest import PLAIN, RunWorker, Until
 from tests.jobs.redis_snapshot import assert_no_run_is_recorded, place_of
@@ -76,6 +76,35 @@ async def test_a_killed_workers_job_runs_again_after_its_lease(
     assert job.return_value() == "survived"
     await until(lambda: _reply(not list(queue.connection.scan_iter("rq:execution*"))))
     assert queue.connection.zcard("rq:wip:q") == 0
+
+
+async def test_all_jobs_of_a_lost_worker_run_again_at_once(
+    pool: ArqRedis, run_worker: RunWorker, sync_redis: redis.Redis, until: Until
+) -> None:
+    """Also those beyond what one script takes back; `until` waits for less long than a second look would take."""
+    async with run_worker(**ARQ, ctx={"started": asyncio.Event()}, max_jobs=250, lease_seconds=600) as lost:
+        await pool.enqueue_jobs([JobRequest("arq_forever", queue_name="q") for _ in range(250)])
+        await until(lambda: _reply(len(lost.running) == 250))
+        members = sync_redis.zrange("rq:wip:q", 0, -1)
+        sync_redis.zadd("rq:wip:q", dict.fromkeys(members, 1))
+        async with run_worker(**ARQ, ctx={"started": asyncio.Event()}, max_jobs=250, lease_seconds=600) as other:
+            await until(lambda: _reply(len(other.running) == 250))
+
+
+async def test_keys_that_are_no_records_stop_nobody(
+    pool: ArqRedis, run_worker: RunWorker, sync_redis: redis.Redis, until: Until
+) -> None:
+    """Whoever can write to Redis can put anything there; the jobs of all the others go on."""
+    for name in ("waiting", "running", "later", "retaken"):
+        sync_redis.set(f"rq:job:{name}", "no record")
+    sync_redis.zadd("rq:wip:q", {"running:1": 1})
+    sync_redis.zadd("rq:scheduled:q", {"later": 1})
+    sync_redis.rpush("rq:queue:q", "waiting")
+    assert await pool.enqueue_job("arq_multiply", 1, 2, _job_id="retaken", _queue_name="q") is not None
+    assert await pool.withdraw_jobs(["waiting", "running"]) == 0
+    async with run_worker(**ARQ, lease_seconds=1):
+        await until(lambda: _reply(place_of(sync_redis, "retaken") == ["finished", "finished"]))
+        await until(lambda: _reply(not sync_redis.exists("rq:scheduled:q", "rq:wip:q", "rq:queue:q")))
 
 
 async def test_a_job_that_kills_each_worker_fails_at_last(

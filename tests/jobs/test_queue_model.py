@@ -117,7 +117,7 @@ class Queue(RuleBasedStateMachine):
     def settle(self, data: st.DataObject, kind: str) -> None:
         """Also by workers that have lost the job long ago."""
         job_id, execution = data.draw(st.sampled_from(self.executions))
-        job = self.model.jobs[job_id]
+        job = self.model.jobs.get(job_id, ModelJob("withdrawn"))
         is_mine = job.status == "started" and job.execution == execution
         tries = job.tries + (kind != "back")
         delay = 500 if kind == "later" else 0
@@ -174,7 +174,9 @@ class Queue(RuleBasedStateMachine):
             arguments += (QUEUE, job_id, execution, 1)
         _, lost = self.scripts["beat"]([WORKER, EXECUTIONS], arguments)
         here = {job.execution for job in self.model.jobs.values() if job.status == "started"}
-        assert {each.decode() for each in lost} == {execution for _, execution in self.executions} - here
+        assert {each.decode() for each in lost} == {
+            execution for job_id, execution in self.executions if job_id in self.model.jobs
+        } - here
 
     @precondition(lambda self: self.model.scheduled)
     @rule(data=st.data())
