@@ -9,7 +9,6 @@ from typing import Annotated
 
 import anyio
 import typer
-import uvicorn
 from rich.console import Console
 
 from app.cli import admin
@@ -19,6 +18,7 @@ from app.cli.doctor import check_ready, print_findings
 from app.cli.place import DEFAULT_FOLDER, DataFolder, api_access, command_settings
 from app.cli.screen import ingest_with_progress, print_failures, print_hits, print_welcome
 from app.cli.service import ServicePlan, running_service, stop_left_overs, watch
+from app.cli.serving import serve_api
 from app.errors import SluiceError
 from app.logging import configure_logging
 from app.settings import load_settings
@@ -84,18 +84,7 @@ def serve(*, host: Host = "127.0.0.1", port: Port = 8000, processes: Processes =
     """Run the HTTP API until SIGTERM."""
     settings = load_settings()
     configure_logging(level=settings.log_level)
-    uvicorn.run(
-        "app.main:app_from_environment",
-        factory=True,
-        host=host,
-        port=port,
-        workers=processes,
-        loop="uvloop",
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=25,
-        server_header=False,
-    )
+    serve_api(host=host, port=port, processes=processes)
 
 
 @app.command()
