@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -13,11 +14,12 @@ from app.errors import Transient, Unprocessable
 from app.ingest.maintenance import maintain
 from app.ingest.outcomes import Completed, Failed, RetryLater
 from app.ingest.process import Processor
-from app.jobs import AsyncWorker, RedisSettings, Retry
+from app.jobs import AsyncWorker, RedisSettings, Retry, ShutdownSignals
 from app.resources import open_resources
 from app.settings import QUEUE_NAME, Settings, load_settings
 
 _AWAY_SECONDS = 5.0
+_GRACE_SECONDS = 25.0
 
 logger = structlog.stdlib.get_logger(__name__)
 
@@ -74,21 +76,24 @@ async def run_worker(settings: Settings) -> None:
     async with open_resources(settings, role="worker", patience_seconds=patience) as resources:
         processor = Processor(resources, name=name)
         queue_worker = _queue_worker(settings, processor)
-        stop = anyio.Event() if queue_worker is None else queue_worker.stop_event
+        shutdown = _Shutdown(queue_worker)
         async with processor.keeping_leases(), anyio.create_task_group() as group:
-            group.start_soon(_stop_on_signals, stop, queue_worker)
-            group.start_soon(_maintain, processor, settings.worker_concurrency)
+            group.start_soon(shutdown.listen)
             logger.info("worker ready", worker=name, queue=QUEUE_NAME if queue_worker else None)
-            if queue_worker is None:
-                await stop.wait()
-            else:
-                await queue_worker.run(stop=stop)
+            async with anyio.create_task_group() as work:
+                work.start_soon(_maintain, processor, settings.worker_concurrency, shutdown)
+                if queue_worker is not None:
+                    work.start_soon(partial(queue_worker.run, stop=shutdown.stop))
             group.cancel_scope.cancel()
     logger.info("worker stopped", worker=name)
 
 
-async def _maintain(processor: Processor, concurrency: int) -> None:
-    await maintain(processor, concurrency=concurrency)
+async def _maintain(processor: Processor, concurrency: int, shutdown: "_Shutdown") -> None:
+    """Sweep and drain; files in hand at a shutdown have as long to finish as the queue's."""
+    async with anyio.create_task_group() as group:
+        group.start_soon(shutdown.cancel_in_time, group.cancel_scope)
+        await maintain(processor, concurrency=concurrency, stop=shutdown.stop)
+        group.cancel_scope.cancel()
 
 
 def _queue_worker(settings: Settings, processor: Processor) -> AsyncWorker | None:
@@ -103,14 +108,39 @@ def _queue_worker(settings: Settings, processor: Processor) -> AsyncWorker | Non
         name=processor.name,
         serializer="json",
         lease_seconds=settings.lease_seconds,
+        shutdown_grace_seconds=_GRACE_SECONDS,
     )
 
 
-async def _stop_on_signals(stop: anyio.Event, queue_worker: AsyncWorker | None) -> None:
-    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for received in signals:
-            logger.info("stopping", signal=received.name)
-            if queue_worker is None:
-                stop.set()
-            else:
-                queue_worker.on_signal()
+class _Shutdown:
+    """What signals ask for: `stop`, to claim nothing more; `give_back`, to end what is in hand at once."""
+
+    def __init__(self, queue_worker: AsyncWorker | None) -> None:
+        self._queue_worker = queue_worker
+        self.stop = anyio.Event() if queue_worker is None else queue_worker.stop_event
+        self._give_back = anyio.Event()
+
+    async def listen(self) -> None:
+        """Follow the signals until cancelled."""
+        on_signal = ShutdownSignals(is_stopping=self.stop.is_set, warm=self._stop, cold=self._end)
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for received in signals:
+                logger.info("stopping", signal=received.name)
+                on_signal()
+
+    async def cancel_in_time(self, scope: anyio.CancelScope) -> None:
+        """Cancel a scope at the end of the grace, or at a second signal."""
+        await self.stop.wait()
+        with anyio.move_on_after(_GRACE_SECONDS):
+            await self._give_back.wait()
+        scope.cancel()
+
+    def _stop(self) -> None:
+        if self._queue_worker is not None:
+            self._queue_worker.shut_down_warm()
+        self.stop.set()
+
+    def _end(self) -> None:
+        if self._queue_worker is not None:
+            self._queue_worker.shut_down_cold()
+        self._give_back.set()

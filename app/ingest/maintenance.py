@@ -36,17 +36,18 @@ async def run_maintenance(resources: Resources, *, name: str) -> None:
     """Sweep, and drain while there is no queue, in an API process; until cancelled."""
     processor = Processor(resources, name=name)
     async with processor.keeping_leases():
-        await maintain(processor, concurrency=min(_API_CONCURRENCY, resources.settings.worker_concurrency))
+        concurrency = min(_API_CONCURRENCY, resources.settings.worker_concurrency)
+        await maintain(processor, concurrency=concurrency, stop=anyio.Event())
 
 
-async def maintain(processor: Processor, *, concurrency: int) -> None:
-    """Sweep and drain, with at most `concurrency` drained files at once; until cancelled."""
+async def maintain(processor: Processor, *, concurrency: int, stop: anyio.Event) -> None:
+    """Sweep and drain, at most `concurrency` files at once, until `stop`; then finish what is in hand."""
     limiter = anyio.CapacityLimiter(concurrency)
     interval = processor.resources.settings.sweep_interval_seconds
     next_sweep = next_cleanup = -math.inf
     next_look_at_blobs = anyio.current_time() + _BLOBS_SECONDS * random.random()  # noqa: S311 - spread
     async with anyio.create_task_group() as group:
-        while True:
+        while not stop.is_set():
             has_queue, drained = False, 0
             try:
                 has_queue = await processor.resources.doorbell.is_job_queue_available()
@@ -65,7 +66,8 @@ async def maintain(processor: Processor, *, concurrency: int) -> None:
             except Exception:  # the background task's boundary: a bug in it must not end the work of others
                 logger.exception("sweep failed")
             if not drained:
-                await anyio.sleep(interval if has_queue else min(interval, _DRAIN_POLL_SECONDS))
+                with anyio.move_on_after(interval if has_queue else min(interval, _DRAIN_POLL_SECONDS)):
+                    await stop.wait()
 
 
 async def sweep(resources: Resources, *, has_queue: bool) -> bool:

@@ -19,6 +19,7 @@ from app.jobs.functions import Function, RetryJob, func
 from app.jobs.health import async_check_health
 from app.jobs.job import Job
 from app.jobs.settings import RedisSettings
+from app.jobs.signals import ShutdownSignals
 from app.jobs.values import (
     DeserializationError,
     JobDef,
@@ -54,6 +55,7 @@ __all__ = [
     "Retry",
     "RetryJob",
     "SerializationError",
+    "ShutdownSignals",
     "Worker",
     "async_check_health",
     "check_health",

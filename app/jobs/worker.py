@@ -30,6 +30,7 @@ from app.jobs.running import Running
 from app.jobs.serializers import may_unpickle
 from app.jobs.settings import RedisSettings, async_pool, close_sentinels, settings_of, sync_client
 from app.jobs.settle import Settler
+from app.jobs.signals import ShutdownSignals
 from app.jobs.upkeep import Upkeep
 from app.jobs.waiting import cancel_all, wait_at_most
 
@@ -39,8 +40,6 @@ _SETTLE_SECONDS = 10.0
 """How long a shutdown waits for Redis to take the last endings; what it misses runs again after a lease."""
 _LAST_CLAIM_SECONDS = 1.0
 _SUBSCRIBE_SECONDS = 1.0
-_SAME_SIGNAL_SECONDS = 1.0
-"""As RQ: a terminal and a parent process may both hand on the same Ctrl-C."""
 _MOST_BODY_BYTES = 16 * 1024 * 1024
 
 Tick = Callable[[], Awaitable[float | None]]
@@ -118,7 +117,6 @@ class AsyncWorker(RegisteredWorker):
         self._claimer: Claimer | None = None
         self._idle = asyncio.Event()
         self.stop_event = anyio.Event()
-        self._signalled_at = 0.0
         self._broken_by: Exception | None = None
 
     async def run(
@@ -195,25 +193,18 @@ class AsyncWorker(RegisteredWorker):
     async def _run_with_signals(self, burst: bool, job_limit: int | None, max_idle: int | None) -> int:  # noqa: FBT001
         self.stop_event = anyio.Event()
         loop = asyncio.get_running_loop()
+        on_signal = ShutdownSignals(
+            is_stopping=self.stop_event.is_set, warm=self.shut_down_warm, cold=self.shut_down_cold
+        )
         self.log.info("Worker %s: started with PID %d, %d jobs at once", self.name, os.getpid(), self.max_jobs)
         self.log.info("*** Listening on %s...", ", ".join(self.queue_names()))
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self.on_signal)
+            loop.add_signal_handler(number, on_signal)
         try:
             return await self.run(burst=burst, stop=self.stop_event, job_limit=job_limit, max_idle_seconds=max_idle)
         finally:
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.remove_signal_handler(number)
-
-    def on_signal(self) -> None:
-        """The first signal is a warm shutdown; a second one, a second later, gives everything back at once."""
-        here = time.monotonic()
-        if self.stop_event.is_set() and here - self._signalled_at > _SAME_SIGNAL_SECONDS:
-            self.shut_down_cold()
-        elif not self.stop_event.is_set():
-            self._signalled_at = here
-            self.log.info("Worker %s: warm shutdown requested", self.name)
-            self.request_shutdown()
 
     async def _work_until_stopped(
         self,
@@ -279,6 +270,11 @@ class AsyncWorker(RegisteredWorker):
         self._stop_requested = True
         self._shutdown_requested_date = now()
         self.stop_event.set()
+
+    def shut_down_warm(self) -> None:
+        """Claim nothing more, and let the running jobs finish."""
+        self.log.info("Worker %s: warm shutdown requested", self.name)
+        self.request_shutdown()
 
     def shut_down_cold(self) -> None:
         """Give everything back at once."""

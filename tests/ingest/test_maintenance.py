@@ -178,7 +178,7 @@ async def test_without_a_queue_files_are_drained_from_postgres(
 
 async def _maintain(processor: Processor) -> None:
     async with processor.keeping_leases():
-        await maintain(processor, concurrency=2)
+        await maintain(processor, concurrency=2, stop=anyio.Event())
 
 
 @pytest.fixture
@@ -302,9 +302,31 @@ async def test_a_redis_that_answers_but_takes_no_write_is_none(
             group.cancel_scope.cancel()
 
 
-async def test_a_second_signal_gives_everything_back_at_once_and_costs_no_attempt(
+async def test_a_signal_ends_the_drain_too_but_not_what_it_has_in_hand(
     paid: Workbench, provider: FakeOpenAI
 ) -> None:
+    without = paid.with_settings(enable_job_queue=False, redis_url=None, worker_concurrency=1)
+    store = await paid.store(model="text-embedding-3-small", dimensions=8)
+    in_hand, waiting = [await paid.attach(await paid.file(f"File {n}"), [store]) for n in range(2)]
+    held = Held()
+    provider.script(held)
+    working = asyncio.create_task(run_worker(without.resources.settings))
+    await provider.arrived(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    done, _ = await asyncio.wait({working}, timeout=0.5)
+    assert not done
+    held.release.set()
+    async with asyncio.timeout(10):
+        await working
+    assert [(await paid.row(each)).state for each in (in_hand, waiting)] == ["completed", "queued"]
+
+
+@pytest.mark.parametrize("has_queue", [True, False])
+async def test_a_second_signal_gives_everything_back_at_once_and_costs_no_attempt(
+    paid: Workbench, provider: FakeOpenAI, *, has_queue: bool
+) -> None:
+    if not has_queue:
+        paid = paid.with_settings(enable_job_queue=False, redis_url=None)
     store = await paid.store(model="text-embedding-3-small", dimensions=8)
     ingestion = await paid.attach(await paid.file(), [store])
     held = Held()
