@@ -21,7 +21,7 @@ async def healthz() -> dict[str, str]:
 
 @router.get("/readyz", response_model=None)
 async def readyz(resources: Parts) -> JSONResponse:
-    """Whether requests can be served: Postgres answers and is migrated. Redis is reported and may be away."""
+    """Whether requests can be served: Postgres answers, takes writes and is migrated. Redis may be away."""
     postgres = await _postgres_state(resources)
     ready = postgres == "ok"
     states = {
@@ -44,12 +44,16 @@ async def metrics(resources: Parts, meters: Meters) -> Response:
 async def _postgres_state(resources: Resources) -> str:
     try:
         async with connection(resources.pool) as conn:
-            version = await conn.fetchval("SELECT version_num FROM alembic_version")
+            row = await conn.fetchrow(
+                "SELECT current_setting('transaction_read_only') = 'on' AS is_read_only FROM alembic_version"
+            )
     except Transient:
         return "down"
     except NotMigrated:
         return "not migrated"
-    return "ok" if version else "not migrated"
+    if row is None:
+        return "not migrated"
+    return "read-only" if row["is_read_only"] else "ok"
 
 
 async def _redis_state(resources: Resources) -> str:

@@ -21,6 +21,16 @@ async def test_a_database_without_tables_is_not_ready(stranger: httpx.AsyncClien
     assert (ready.status_code, ready.json()["postgres"]) == (503, "not migrated")
 
 
+async def test_a_database_that_takes_no_writes_is_not_ready(stranger: httpx.AsyncClient, pool: Pool):
+    """As a standby, or what was the primary before a failover."""
+    name = await pool.fetchval("SELECT current_database()")
+    await pool.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    await pool.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+    states = [(await stranger.get("/readyz")) for _ in range(12)]  # more than the pool has connections
+    assert states[-1].json()["postgres"] == "read-only"
+    assert {each.status_code for each in states} == {503}
+
+
 async def test_metrics_count_by_route_and_name_no_ids(ada: Person):
     file_id = await upload(ada, content=b"12345")
     store = await ada.openai.vector_stores.create(name="s")
