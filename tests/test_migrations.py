@@ -23,6 +23,17 @@ def test_downgrade_to_base_leaves_no_table_and_upgrade_works_again(database_url:
     command.check(config)
 
 
+async def test_an_index_that_an_interrupted_upgrade_left_is_made_anew(database_url: str, pool: Pool) -> None:
+    config = alembic_config(database_url)
+    await asyncio.to_thread(command.downgrade, config, "0003")
+    for name, table in (("ix_files_expiring", "files"), ("ix_ingestions_overtaken", "ingestions")):
+        await pool.execute(f"CREATE INDEX {name} ON {table} (id)")
+        await pool.execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid = $1::text::regclass", name)
+    await asyncio.to_thread(command.upgrade, config, "head")
+    assert await pool.fetchval("SELECT count(*) FROM pg_index WHERE NOT indisvalid") == 0
+    await asyncio.to_thread(command.check, config)
+
+
 async def test_the_shards_made_at_run_time_are_none_of_alembics_business(database_url: str, pool: Pool) -> None:
     async with transaction(pool) as conn:
         await ensure_shard(conn, 256)
