@@ -214,6 +214,7 @@ async def test_jobs_wait_out_a_restart_of_redis(
     durable_redis: EmbeddedRedis, run_worker: RunWorker, until: Until
 ) -> None:
     with redis.Redis.from_url(durable_redis.url) as client:
+        client.config_set("appendfsync", "always")  # else a Redis whose disk is busy loses what it has just taken
         queue = Queue("q", connection=client, serializer=JSONSerializer)
         for number in range(20):
             queue.enqueue(f.nothing, job_id=f"n{number}")
