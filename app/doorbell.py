@@ -20,6 +20,7 @@ _MOST_HINTS_A_CALL = 500
 _PROBE_KEY = "sluice:probe"
 _PROBE_SECONDS = 10
 _EPOCH_KEY = "sluice:epoch"
+_QUEUE_KEY = f"rq:queue:{QUEUE_NAME}"
 _SLACK_SECONDS = 60
 """The pipeline's own time limit ends an attempt and counts it; RQ's comes later, it would look like a shutdown."""
 
@@ -43,6 +44,7 @@ class Doorbell:
         self._settings = settings
         self._is_away = False
         self.epoch: UUID | None = None  # of Redis' memory; it ends when that is lost
+        self.waiting = 0  # jobs in the queue when it was last looked at
 
     @property
     def is_enabled(self) -> bool:
@@ -52,7 +54,7 @@ class Doorbell:
     async def is_job_queue_available(self) -> bool:
         """Whether Redis takes a write now, within the budget: a full one, or a replica, answers but takes none.
 
-        Learns in the same round trip which memory Redis has (`epoch`).
+        Learns in the same round trip which memory Redis has (`epoch`), and how many jobs wait there (`waiting`).
         """
         if self._redis is None:
             return False
@@ -62,7 +64,8 @@ class Doorbell:
                 pipeline.set(_PROBE_KEY, "1", ex=_PROBE_SECONDS)
                 pipeline.set(_EPOCH_KEY, uuid4().hex, nx=True)
                 pipeline.get(_EPOCH_KEY)
-                *_, epoch = await pipeline.execute()
+                pipeline.llen(_QUEUE_KEY)
+                *_, epoch, self.waiting = await pipeline.execute()
         except RedisError as exc:
             self._note(exc)
             return False

@@ -23,7 +23,8 @@ _LEADER_LOCK = 0x534C55494345  # "SLUICE"
 _MOST_CRASHES = 3
 _HINTS_A_CALL = 5000
 _SILENT_SWEEPS = 6
-"""A due row is hinted again after so many sweeps without being claimed."""
+"""A due row is hinted again after so many sweeps without being claimed, times the queue's length in 5,000: in a
+long queue that is no sign of a lost hint, and a million rows would be written anew every half minute."""
 _API_CONCURRENCY = 2
 _DRAIN_POLL_SECONDS = 0.5
 _CLEANUP_SECONDS = 60.0
@@ -98,8 +99,9 @@ async def sweep(resources: Resources, *, has_queue: bool) -> bool:
 
 async def _ring(resources: Resources) -> bool:
     """Ring for all that is due and unheard of; False if the queue does not take it."""
-    silent_seconds = _SILENT_SWEEPS * resources.settings.sweep_interval_seconds
-    while True:
+    while await resources.doorbell.is_job_queue_available():
+        length = max(1.0, resources.doorbell.waiting / _HINTS_A_CALL)
+        silent_seconds = _SILENT_SWEEPS * resources.settings.sweep_interval_seconds * length
         async with transaction(resources.pool) as conn:
             if not await _is_leader(conn):
                 return True
@@ -110,6 +112,7 @@ async def _ring(resources: Resources) -> bool:
             return False
         if len(hints) < _HINTS_A_CALL:
             return True
+    return False
 
 
 async def _withdraw(resources: Resources) -> bool:

@@ -11,6 +11,7 @@ long run, so it has a command of its own and is no part of `make test`.
 import argparse
 import random
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -113,6 +114,7 @@ def main() -> None:
     parser.add_argument("--mutants", nargs="*", metavar="MUTANT", help=f"all, or some of {list(MUTANTS)}")
     parser.add_argument("--stop-at-first", action="store_true")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whatever was started is stopped
     console = Console(width=120, soft_wrap=True)
     if options.mutants is not None:
         survivors = run_mutants(options.mutants or list(MUTANTS), options.count, console)

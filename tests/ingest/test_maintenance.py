@@ -65,6 +65,28 @@ async def test_the_sweep_rings_again_though_the_attempts_first_job_is_over(bench
     assert await doorbell.statuses([job_id]) == {job_id: "queued"}
 
 
+async def test_the_sweep_is_patient_with_a_long_queue(bench: Workbench, settings: Settings) -> None:
+    """Where 50,000 jobs wait, one that has waited for a while is not lost."""
+    ingestion = await bench.attach(await bench.file(), [await bench.store()])
+    seen = "SELECT hinted_at > now() - interval '1 minute' FROM ingestions"
+    silence = bench.resources.settings.sweep_interval_seconds * 6
+    redis = Redis.from_url(settings.redis_url or "")
+    await redis.rpush("rq:queue:file_processing", *range(50_000))
+    assert await bench.resources.doorbell.is_job_queue_available()
+    await sweep(bench.resources, has_queue=True)
+    await bench.sql("UPDATE queue_epochs SET since = now() - interval '1 day'")
+    for sweeps, is_rung in ((9, False), (11, True)):
+        since = silence * sweeps
+        await bench.sql(
+            f"UPDATE ingestions SET hinted_at = now() - interval '{since + 60} s',"
+            f" next_run_at = now() - interval '{since} s'"
+        )
+        await sweep(bench.resources, has_queue=True)
+        assert await bench.sql(seen) is is_rung
+    assert await bench.resources.doorbell.statuses([job_id_of(ingestion, 1)]) == {job_id_of(ingestion, 1): "queued"}
+    await redis.aclose()
+
+
 async def test_a_redis_that_has_lost_its_memory_is_told_of_everything_at_once(
     bench: Workbench, settings: Settings
 ) -> None:
