@@ -34,6 +34,7 @@ def _redis(settings: Settings) -> ArqRedis | None:
         RedisSettings.from_dsn(settings.redis_url),
         default_queue_name=QUEUE_NAME,
         serializer="json",
+        expires_extra_ms=0,  # the row says how long a file may wait: for ever
         budget=Budget(),  # an upload must not wait for a Redis that is away
     )
 

@@ -20,6 +20,8 @@ from app.settings import QUEUE_NAME, Settings, load_settings
 
 _AWAY_SECONDS = 5.0
 _GRACE_SECONDS = 25.0
+_NO_LIMIT = 2**31
+"""The row counts the attempts; a job may be given back, or find Postgres away, as often as it likes."""
 
 logger = structlog.stdlib.get_logger(__name__)
 
@@ -105,6 +107,7 @@ def _queue_worker(settings: Settings, processor: Processor) -> AsyncWorker | Non
         functions=[process_file_job],
         ctx={"processor": processor},
         max_jobs=settings.worker_concurrency,
+        max_tries=_NO_LIMIT,
         name=processor.name,
         serializer="json",
         lease_seconds=settings.lease_seconds,

@@ -3,7 +3,7 @@
 from app.db import Connection
 from app.embedding import EmbeddingModel
 from app.ingest.prepare import PreparedFile
-from app.records.ingestions import Claim, complete, lock_claim
+from app.records.ingestions import Claim, cancel, complete, lock_claim
 from app.records.store_files import Placement, lock_targets, note_written
 from app.vector.chunks import copy_chunks, delete_chunks
 
@@ -11,13 +11,16 @@ from app.vector.chunks import copy_chunks, delete_chunks
 async def save_docs_to_multiple_collections(conn: Connection, held: Claim, prepared: PreparedFile) -> int | None:
     """Write a file's chunks into every store that still wants it, with status, counts and usage.
 
-    Call it inside a transaction. The number of stores; None if the claim was lost, and then nothing is
-    written. Rivals: a sweep that took the lease back, a cancel, a detach, a deleted store; the row locks
+    Call it inside a transaction. The number of stores; None if the claim was lost or no store is left, and then
+    nothing is written. Rivals: a sweep that took the lease back, a cancel, a detach, a deleted store; the row locks
     order us before or after each of them, and after means that there is nothing to write there.
     """
     if not await lock_claim(conn, held):
         return None
     targets = await lock_targets(conn, held.ingestion_id)
+    if not targets:  # detached by one that still saw an older ingestion in this one's place
+        await cancel(conn, held.ingestion_id)
+        return None
     placed = [
         (target.shard, target.vector_store_id, prepared.encoded[EmbeddingModel(target.model, target.dimensions)])
         for target in targets

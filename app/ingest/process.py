@@ -54,18 +54,16 @@ class Processor:
     async def run(self, held: Claim) -> Outcome:
         """Run a claimed ingestion and settle it; a cancelled run (shutdown) gives its claim back."""
         log = logger.bind(ingestion=held.ingestion_id.hex, fence=held.fence, filename=held.filename)
-        outcome: Outcome = Superseded()
-        is_settled = False
+        outcome: Outcome = Superseded()  # unless the attempt comes to its end before its lease
+        hint = None
         try:
-            with self._leases.hold(held) as lease:
-                outcome = await self._attempt(held)
-                await self._settle(held, outcome)
-                is_settled = True
-            if lease.is_lost and not is_settled:
-                outcome = Superseded()
+            with self._leases.hold(held):
+                outcome, hint = await self._settle(held, await self._attempt(held))
         except asyncio.CancelledError:
             await self._give_back(held)  # without effect on what has been settled
             raise
+        if hint is not None:  # the lease is over: no beat may interrupt this
+            await self.resources.doorbell.enqueue_file_processing_jobs([hint])
         log.info(
             "ingestion attempt ended", outcome=type(outcome).__name__, reason=getattr(outcome, "message", None)
         )
@@ -108,37 +106,34 @@ class Processor:
             )
         return Superseded() if stores is None else Completed(prepared.chunk_count, stores)
 
-    async def _settle(self, held: Claim, outcome: Outcome) -> None:
+    async def _settle(self, held: Claim, outcome: Outcome) -> tuple[Outcome, Hint | None]:
         """Write the outcome to the row, as soon as Postgres lets us; the transaction has written `Completed`.
 
-        The lease is held meanwhile; when it is lost, so is the outcome, and somebody else's counts.
+        The lease is held meanwhile; when it is lost, so is the outcome, and somebody else's counts. Returns the
+        outcome that counts, and what the queue is to be told.
         """
         if isinstance(outcome, Completed | Superseded):
-            return
+            return outcome, None
         while True:
             try:
-                hint = await self._write_outcome(held, outcome)
+                return await self._write_outcome(held, outcome)
             except Transient as exc:
                 logger.warning("outcome not written yet", ingestion=held.ingestion_id.hex, error=str(exc))
                 await anyio.sleep(_SETTLE_AGAIN_SECONDS)
-            else:
-                break
-        if hint is not None:
-            await self.resources.doorbell.enqueue_file_processing_jobs([hint])
 
-    async def _write_outcome(self, held: Claim, outcome: Outcome) -> Hint | None:
+    async def _write_outcome(self, held: Claim, outcome: Failed | RetryLater) -> tuple[Outcome, Hint | None]:
         async with connection(self.resources.pool) as conn:
             if isinstance(outcome, Failed):
-                await fail(conn, held, code=outcome.code, message=outcome.message)
-            elif isinstance(outcome, RetryLater):
-                return await retry_later(
-                    conn,
-                    held,
-                    delay_seconds=outcome.delay_seconds,
-                    message=outcome.message,
-                    costs_attempt=outcome.costs_attempt,
-                )
-        return None
+                counts = await fail(conn, held, code=outcome.code, message=outcome.message)
+                return outcome if counts else Superseded(), None
+            hint = await retry_later(
+                conn,
+                held,
+                delay_seconds=outcome.delay_seconds,
+                message=outcome.message,
+                costs_attempt=outcome.costs_attempt,
+            )
+        return Superseded() if hint is None else outcome, hint
 
     async def _give_back(self, held: Claim) -> None:
         with anyio.move_on_after(_GIVE_BACK_SECONDS, shield=True):

@@ -293,28 +293,39 @@ async def complete(conn: Connection, held: Claim, *, chunks: int) -> None:
 
 
 async def fail(conn: Connection, held: Claim, *, code: FailureCode, message: str) -> bool:
-    """End an attempt as `failed`; False when the claim was lost meanwhile."""
-    done = await conn.fetchval(
-        """
-        UPDATE ingestions SET state = 'failed', stage = 'done', finished_at = now(), lease_until = NULL,
-            error_code = $3, error_message = $4
-        WHERE id = $1 AND fence = $2 AND state = 'running' RETURNING id
-        """,
-        held.ingestion_id,
-        held.fence,
-        code,
-        message,
+    """End an attempt as `failed`; False when the claim was lost meanwhile, or the attempt had completed.
+
+    May be called again when it is not known whether it took effect.
+    """
+    return bool(
+        await conn.fetchval(
+            """
+            WITH ended AS (
+                UPDATE ingestions SET state = 'failed', stage = 'done', finished_at = now(), lease_until = NULL,
+                    error_code = $3, error_message = $4
+                WHERE id = $1 AND fence = $2 AND state = 'running' RETURNING id
+            )
+            SELECT EXISTS (SELECT FROM ended)
+                OR EXISTS (SELECT FROM ingestions WHERE id = $1 AND fence = $2 AND state = 'failed')
+            """,
+            held.ingestion_id,
+            held.fence,
+            code,
+            message,
+        )
     )
-    return done is not None
 
 
 async def retry_later(
     conn: Connection, held: Claim, *, delay_seconds: float, message: str, costs_attempt: bool
 ) -> Hint | None:
-    """Put an attempt back for later, keeping its last error; None when the claim was lost meanwhile."""
+    """Put an attempt back for later, keeping its last error; None when the claim was lost meanwhile.
+
+    The row counts as unhinted, so that nothing depends on the caller's ring: once due, the sweep rings too.
+    """
     row = await conn.fetchrow(
         """
-        UPDATE ingestions SET state = 'queued', stage = 'queued', lease_until = NULL, hinted_at = now(),
+        UPDATE ingestions SET state = 'queued', stage = 'queued', lease_until = NULL, hinted_at = NULL,
             next_run_at = now() + make_interval(secs => $3), error_message = $4, attempts = attempts - $5
         WHERE id = $1 AND fence = $2 AND state = 'running' RETURNING fence
         """,
@@ -329,20 +340,21 @@ async def retry_later(
     return Hint(held.ingestion_id, held.user_id, held.embedding_key_id, held.fence + 1, delay_seconds)
 
 
-async def give_back(conn: Connection, held: Claim) -> Hint | None:
-    """Return an attempt that a shutdown interrupted; it does not count. None when the claim was lost."""
-    row = await conn.fetchrow(
+async def give_back(conn: Connection, held: Claim) -> bool:
+    """Return an attempt that a shutdown interrupted; it does not count. False when the claim was lost.
+
+    The sweep rings for it: a drained file has no job in the queue, and a job that was given back rings twice.
+    """
+    given_back = await conn.fetchval(
         """
-        UPDATE ingestions SET state = 'queued', stage = 'queued', lease_until = NULL, hinted_at = now(),
+        UPDATE ingestions SET state = 'queued', stage = 'queued', lease_until = NULL, hinted_at = NULL,
             attempts = attempts - 1
-        WHERE id = $1 AND fence = $2 AND state = 'running' RETURNING fence
+        WHERE id = $1 AND fence = $2 AND state = 'running' RETURNING id
         """,
         held.ingestion_id,
         held.fence,
     )
-    if row is None:
-        return None
-    return Hint(held.ingestion_id, held.user_id, held.embedding_key_id, held.fence + 1)
+    return given_back is not None
 
 
 async def take_back_expired(conn: Connection, *, most_crashes: int) -> int:

@@ -10,19 +10,29 @@ from pydantic import SecretStr
 
 from app.access.embedding_keys import add_embedding_key, revoke_embedding_key
 from app.db import connection, transaction
+from app.doorbell import job_id_of
 from app.embedding.embedder import Embedder
 from app.ids import new_id
 from app.ingest.commit import save_docs_to_multiple_collections
+from app.ingest.maintenance import sweep
 from app.ingest.outcomes import Completed, Failed, RetryLater, Superseded
 from app.ingest.prepare import prepare
 from app.ingest.process import Processor
 from app.records.batches import cancel_batch, insert_batch
-from app.records.ingestions import NewIngestion, claim, insert_ingestions, take_back_expired
+from app.records.ingestions import (
+    NewIngestion,
+    claim,
+    claim_due,
+    fail,
+    give_back,
+    insert_ingestions,
+    take_back_expired,
+)
 from app.records.store_files import attach, detach, detach_all, detach_everywhere
-from app.records.vector_stores import delete_store
+from app.records.vector_stores import delete_store, lock_store_for_deletion
 from app.resources import open_resources
 from app.settings import KeyEncryptionKey
-from app.vector.chunks import delete_chunks
+from app.vector.chunks import delete_chunks, delete_store_chunks
 from tests.conftest import KEK
 from tests.ingest.conftest import TEXT, Workbench
 from tests.support.fake_openai import FakeOpenAI, Held, Status
@@ -272,7 +282,9 @@ async def _delete_file(bench: Workbench, _ingestion: UUID, file: UUID, _store: U
 
 async def _delete_store(bench: Workbench, _ingestion: UUID, _file: UUID, store: UUID) -> None:
     async with transaction(bench.resources.pool) as conn:
-        await delete_chunks(conn, await detach_all(conn, store))
+        space = await lock_store_for_deletion(conn, store)
+        await detach_all(conn, store)
+        await delete_store_chunks(conn, shard=space.shard, store_id=store)
         await delete_store(conn, store)
 
 
@@ -314,6 +326,56 @@ async def test_a_shutdown_gives_the_claim_back_without_costing_an_attempt(
     row = await paid.row(ingestion)
     assert (row.state, row.attempts, row.fence) == ("queued", 0, 1)
     assert isinstance(await paid.processor.process(ingestion), Completed)
+
+
+async def test_an_attempt_that_was_given_back_is_rung_for(bench: Workbench) -> None:
+    ingestion = await bench.attach(await bench.file(), [await bench.store()])
+    async with transaction(bench.resources.pool) as conn:
+        (drained,) = await claim_due(conn, limit=1, lease_seconds=30, worker="w")
+        assert await give_back(conn, drained)
+        assert not await give_back(conn, drained)
+    await sweep(bench.resources, has_queue=True)
+    job_id = job_id_of(ingestion, 2)
+    assert await bench.resources.doorbell.statuses([job_id]) == {job_id: "queued"}
+
+
+async def test_a_retry_that_the_queue_did_not_hear_of_is_rung_for_when_it_is_due(
+    paid: Workbench, provider: FakeOpenAI
+) -> None:
+    store = await paid.store(model="text-embedding-3-small", dimensions=8)
+    ingestion = await paid.attach(await paid.file(), [store])
+    provider.for_word["lamp"] = Status(429, {"retry-after": "100000"})
+    nowhere = paid.resources.settings.model_copy(update={"redis_url": "redis://127.0.0.1:1/0"})
+    async with open_resources(nowhere, role="test") as without:
+        outcome = await Processor(without, name="test-worker").process(ingestion)
+    assert isinstance(outcome, RetryLater)
+    await paid.sql("UPDATE ingestions SET next_run_at = now()")
+    await sweep(paid.resources, has_queue=True)
+    job_id = job_id_of(ingestion, 2)
+    assert await paid.resources.doorbell.statuses([job_id]) == {job_id: "queued"}
+
+
+@pytest.mark.parametrize("state", ["completed", "failed"])
+async def test_a_verdict_whose_answer_was_lost_agrees_with_the_row(bench: Workbench, state: str) -> None:
+    ingestion = await bench.attach(await bench.file(), [await bench.store()])
+    async with transaction(bench.resources.pool) as conn:
+        held = await claim(conn, ingestion, lease_seconds=30, worker="w")
+        assert held is not None
+    if state == "completed":
+        prepared = await prepare(bench.resources, held)
+        async with transaction(bench.resources.pool) as conn:
+            assert await save_docs_to_multiple_collections(conn, held, prepared) == 1
+    async with transaction(bench.resources.pool) as conn:
+        for _ in range(2):
+            assert await fail(conn, held, code="attempts_exhausted", message="Lost.") is (state == "failed")
+    assert (await bench.row(ingestion)).state == state
+
+
+async def test_an_ingestion_without_any_store_ends_as_cancelled(bench: Workbench) -> None:
+    ingestion = await bench.attach(await bench.file(), [await bench.store()])
+    await bench.sql("DELETE FROM vector_store_files")  # as by a detach that still saw an older ingestion there
+    assert isinstance(await bench.processor.process(ingestion), Superseded)
+    assert (await bench.row(ingestion)).state == "cancelled"
 
 
 async def test_text_that_postgres_refuses_is_cleaned(bench: Workbench) -> None:
