@@ -2,7 +2,6 @@
 
 import math
 import random
-from functools import partial
 
 import anyio
 import structlog
@@ -44,25 +43,24 @@ async def run_maintenance(resources: Resources, *, name: str) -> None:
 async def maintain(processor: Processor, *, concurrency: int, stop: anyio.Event) -> None:
     """Sweep and drain, at most `concurrency` files at once, until `stop`; then finish what is in hand."""
     limiter = anyio.CapacityLimiter(concurrency)
-    interval = processor.resources.settings.sweep_interval_seconds
-    next_sweep = next_cleanup = -math.inf
-    next_look_at_blobs = anyio.current_time() + _BLOBS_SECONDS * random.random()  # noqa: S311 - spread
+    settings = processor.resources.settings
+    interval = settings.sweep_interval_seconds
+    next_sweep = mercy_until = -math.inf
     async with anyio.create_task_group() as group:
+        group.start_soon(_clean_up_until, processor.resources, stop)
         while not stop.is_set():
             has_queue, drained = False, 0
             try:
                 has_queue = await processor.resources.doorbell.is_job_queue_available()
                 if anyio.current_time() >= next_sweep:
                     next_sweep = anyio.current_time() + interval
-                    has_queue = await sweep(processor.resources, has_queue=has_queue)
-                if anyio.current_time() >= next_cleanup:
-                    next_cleanup = anyio.current_time() + _CLEANUP_SECONDS
-                    with_blobs = anyio.current_time() >= next_look_at_blobs
-                    next_look_at_blobs += _BLOBS_SECONDS * with_blobs
-                    group.start_soon(partial(clean_up, processor.resources, with_blobs=with_blobs))
+                    takes_back = anyio.current_time() >= mercy_until
+                    has_queue = await sweep(processor.resources, has_queue=has_queue, takes_back=takes_back)
                 if not has_queue:
                     drained = await _drain(processor, group, limiter)
             except Transient as exc:
+                # leases may have ended because no beat got through: who lives is to beat before anybody judges
+                mercy_until = anyio.current_time() + settings.lease_seconds
                 logger.warning("sweep skipped", error=str(exc))
             except Exception:  # the background task's boundary: a bug in it must not end the work of others
                 logger.exception("sweep failed")
@@ -71,11 +69,22 @@ async def maintain(processor: Processor, *, concurrency: int, stop: anyio.Event)
                     await stop.wait()
 
 
-async def sweep(resources: Resources, *, has_queue: bool) -> bool:
+async def _clean_up_until(resources: Resources, stop: anyio.Event) -> None:
+    """Clean up every minute, one run after another."""
+    next_look_at_blobs = anyio.current_time() + _BLOBS_SECONDS * random.random()  # noqa: S311 - spread
+    while not stop.is_set():
+        with_blobs = anyio.current_time() >= next_look_at_blobs
+        next_look_at_blobs += _BLOBS_SECONDS * with_blobs
+        await clean_up(resources, with_blobs=with_blobs)
+        with anyio.move_on_after(_CLEANUP_SECONDS):
+            await stop.wait()
+
+
+async def sweep(resources: Resources, *, has_queue: bool, takes_back: bool = True) -> bool:
     """Take back expired leases, ring again for due work that nobody was told of, withdraw jobs without a purpose.
 
     One process at a time, by an advisory lock; the others return at once. Whether the queue still counts: one
-    that does not take our hints is none.
+    that does not take our hints is none. Without `takes_back`, leases are left alone.
 
     Raises:
         DatabaseUnavailable: Postgres is away.
@@ -83,7 +92,7 @@ async def sweep(resources: Resources, *, has_queue: bool) -> bool:
     async with transaction(resources.pool) as conn:
         if not await _is_leader(conn):
             return has_queue
-        taken_back = await take_back_expired(conn, most_crashes=_MOST_CRASHES)
+        taken_back = await take_back_expired(conn, most_crashes=_MOST_CRASHES) if takes_back else 0
         await forget_old_embedded(conn)
         await forget_old_requests(conn)
         epoch = resources.doorbell.epoch

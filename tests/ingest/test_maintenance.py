@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from app.access.tokens import Principal
-from app.db import transaction
+from app.db import DatabaseUnavailable, transaction
 from app.doctor import examine
 from app.doorbell import job_id_of
 from app.embedded import EmbeddedRedis
@@ -22,7 +22,7 @@ from app.ingest.maintenance import maintain, sweep
 from app.ingest.process import Processor
 from app.records.accepted_requests import RequestIdentity, accept
 from app.records.ingestions import Hint, cancel, claim, claim_due
-from app.resources import open_resources
+from app.resources import Resources, open_resources
 from app.settings import Settings
 from app.worker import run_worker
 from tests.ingest.conftest import Workbench
@@ -161,6 +161,35 @@ async def test_the_sweep_takes_expired_leases_back(bench: Workbench) -> None:
     assert list((await bench.resources.doorbell.statuses([job_id_of(ingestion, 2)])).values()) == ["queued"]
 
 
+async def test_leases_that_ended_while_postgres_was_away_are_no_crashes(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[bool] = []
+    stop = anyio.Event()
+
+    async def observed(_resources: Resources, *, has_queue: bool, takes_back: bool) -> bool:
+        judged.append(takes_back)
+        if len(judged) == 2:
+            raise DatabaseUnavailable
+        if len(judged) > 3 and takes_back:
+            stop.set()
+        return has_queue
+
+    monkeypatch.setattr("app.ingest.maintenance.sweep", observed)
+    quick = bench.with_settings(lease_seconds=0.5, sweep_interval_seconds=0.1)
+    with anyio.fail_after(10):
+        await maintain(quick.processor, concurrency=1, stop=stop)
+    assert judged[:3] == [True, True, False]
+
+
+async def test_the_sweep_leaves_leases_alone_when_told_so(bench: Workbench) -> None:
+    ingestion = await bench.attach(await bench.file(), [await bench.store()])
+    async with transaction(bench.resources.pool) as conn:
+        await claim(conn, ingestion, lease_seconds=0.0, worker="cut off")
+    await sweep(bench.resources, has_queue=True, takes_back=False)
+    assert (await bench.row(ingestion)).state == "running"
+
+
 async def test_the_sweep_forgets_requests_that_cannot_come_again(bench: Workbench) -> None:
     user_id, old, new = bench.owner.user_id, b"old", b"new"
     for fingerprint, keep_seconds in ((old, -1.0), (new, 60.0)):
@@ -256,6 +285,23 @@ async def test_a_flushed_redis_loses_nothing(
             assert await until_settled(bench, *ingestions) == ["completed"] * 5
             group.cancel_scope.cancel()
         assert await bench.findings() == []
+
+
+async def test_the_queue_gives_up_no_file_that_its_row_has_not(bench: Workbench, settings: Settings) -> None:
+    ingestion = await bench.attach(await bench.file(), [await bench.store()])
+    doorbell, job_id = bench.resources.doorbell, job_id_of(ingestion, 1)
+    await doorbell.enqueue_file_processing_jobs([Hint(ingestion, bench.owner.user_id, None, 1)])
+    assert settings.redis_url is not None
+    async with Redis.from_url(settings.redis_url) as redis:
+        assert not await redis.hexists(f"rq:job:{job_id}", "expires_at")
+        await redis.hset(f"rq:job:{job_id}", "job_try", "100")  # given back at so many shutdowns
+    async with anyio.create_task_group() as group:
+        group.start_soon(run_worker, settings)
+        async with asyncio.timeout(30):
+            while await doorbell.statuses([job_id]) != {job_id: "finished"}:
+                await asyncio.sleep(0.02)
+        group.cancel_scope.cancel()
+    assert (await bench.row(ingestion)).state == "completed"
 
 
 async def test_a_stock_rq_worker_processes_a_file(bench: Workbench, settings: Settings) -> None:
