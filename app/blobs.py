@@ -5,7 +5,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -156,6 +156,22 @@ class BlobStore:
         except (BaseError, OSError) as exc:
             raise BlobsUnavailable from exc
 
+    async def delete_unfinished(self, moment: datetime, *, is_ours: Callable[[str], bool]) -> int:
+        """Delete what uploads that were cut off before `moment` have left of keys that are ours; how many.
+
+        In a folder these are files that no listing shows. Object stores need a lifecycle rule of their own for
+        incomplete multipart uploads.
+
+        Raises:
+            BlobsUnavailable: the store fails.
+        """
+        if self._folder is None:
+            return 0
+        try:
+            return await asyncio.to_thread(_delete_unfinished, self._folder, moment.timestamp(), is_ours)
+        except OSError as exc:
+            raise BlobsUnavailable from exc
+
     async def delete(self, key: str) -> None:
         """Delete a blob; its absence is fine.
 
@@ -178,6 +194,17 @@ def _make_durable(path: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _delete_unfinished(folder: Path, until: float, is_ours: Callable[[str], bool]) -> int:
+    """A folder store writes `key#number` and renames it in the end."""
+    count = 0
+    for path in folder.rglob("*#*"):
+        key, _, number = path.relative_to(folder).as_posix().rpartition("#")
+        if number.isdecimal() and is_ours(key) and path.stat().st_mtime < until:
+            path.unlink()
+            count += 1
+    return count
 
 
 def _find_cause(error: BaseException | None) -> SluiceError | None:

@@ -25,11 +25,14 @@ _PASSING = (
     asyncpg.TransactionRollbackError,  # deadlock, serialization
     asyncpg.InsufficientResourcesError,
     asyncpg.OperatorInterventionError,  # shutting down, backend terminated, cannot connect now
+    asyncpg.IdleInTransactionSessionTimeoutError,  # this process stood still for too long
 )
 
 _USED_UP = (asyncpg.InternalClientError, asyncpg.ReadOnlySQLTransactionError, TimeoutError)
 """After these a connection is broken, silent, or leads to the wrong server."""
 _MOST_SECONDS_A_STATEMENT = 120.0
+LONG_STATEMENT_SECONDS = 3600.0
+"""For what grows with a vector store and has to be one statement: its deletion."""
 _ASK_AGAIN_SECONDS = 0.5
 
 logger = structlog.stdlib.get_logger(__name__)

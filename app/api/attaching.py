@@ -21,7 +21,7 @@ from app.records.files import lock_files
 from app.records.hints import mark_unhinted
 from app.records.ingestions import Hint, NewIngestion, insert_ingestions
 from app.records.store_files import attach
-from app.records.vector_stores import lock_stores
+from app.records.vector_stores import lock_stores, note_activity
 from app.resources import Resources
 from app.settings import Settings
 from app.vector.chunks import delete_chunks
@@ -102,6 +102,7 @@ async def attach_files(
         embedding_key_id=key_id,
     )
     await delete_chunks(conn, await attach(conn, news, store_ids))
+    await note_activity(conn, store_ids)
     return hints
 
 

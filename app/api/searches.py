@@ -45,7 +45,7 @@ async def search_vector_store(
                 limit=body.max_num_results,
                 least_score=body.ranking_options.score_threshold,
             )
-        await note_activity(conn, vector_store_id)
+        await note_activity(conn, [vector_store_id])
     hits = best_of(found, limit=body.max_num_results)
     return SearchPage(search_query=body.queries, data=[_answer(hit) for hit in hits])
 

@@ -5,10 +5,10 @@ from datetime import UTC, datetime, timedelta
 import structlog
 
 from app.db import transaction
-from app.errors import NotFound, Transient
+from app.errors import Transient
 from app.records.files import blob_key, delete_file, existing_file_ids, file_id_of_blob, lock_expired_files
 from app.records.store_files import detach_all, detach_everywhere
-from app.records.vector_stores import delete_store, expired_stores, lock_store_for_deletion
+from app.records.vector_stores import delete_store, expired_stores, lock_expired_store
 from app.resources import Resources
 from app.vector.chunks import delete_chunks, delete_store_chunks
 
@@ -22,8 +22,8 @@ _MOST_ORPHANS = 100
 logger = structlog.stdlib.get_logger(__name__)
 
 
-async def remove_expired(resources: Resources) -> None:
-    """Delete files and vector stores whose time has come, as their owners would, up to a hundred of each.
+async def remove_expired_files(resources: Resources) -> None:
+    """Delete files whose time has come, as their owners would, up to a hundred.
 
     Raises:
         Transient: Postgres or the blob store is away.
@@ -35,29 +35,37 @@ async def remove_expired(resources: Resources) -> None:
             await delete_file(conn, file_id)
     for file_id in files:
         await resources.blobs.delete(blob_key(file_id))
+    if files:
+        logger.info("expired", files=len(files))
+
+
+async def remove_expired_stores(resources: Resources) -> None:
+    """Delete vector stores whose time has come, as their owners would, up to a hundred, each by itself.
+
+    Raises:
+        Transient: Postgres is away.
+    """
     async with transaction(resources.pool) as conn:
         stores = await expired_stores(conn, limit=_MOST_AT_ONCE)
     for store_id in stores:
         async with transaction(resources.pool) as conn:
-            try:
-                space = await lock_store_for_deletion(conn, store_id)
-            except NotFound:  # somebody was faster
-                continue
-            await detach_all(conn, store_id)
-            await delete_store_chunks(conn, shard=space.shard, store_id=store_id)
-            await delete_store(conn, store_id)
-    if files or stores:
-        logger.info("expired", files=len(files), vector_stores=len(stores))
+            space = await lock_expired_store(conn, store_id)
+            if space is not None:
+                await detach_all(conn, store_id)
+                await delete_store_chunks(conn, shard=space.shard, store_id=store_id)
+                await delete_store(conn, store_id)
+    if stores:
+        logger.info("expired", vector_stores=len(stores))
 
 
 async def remove_orphaned_blobs(resources: Resources) -> int:
-    """Delete blobs older than a day that no row knows of (a crash came between storing and recording); how many.
+    """Delete blobs older than a day that no row knows of (a crash came before their row), whole or not; how many.
 
     Raises:
         Transient: Postgres or the blob store is away.
     """
-    removed = 0
     until = datetime.now(UTC) - _ORPHANED_AFTER
+    removed = await resources.blobs.delete_unfinished(until, is_ours=lambda key: file_id_of_blob(key) is not None)
     async for keys in resources.blobs.older_than(until):
         by_id = {file_id: key for key in keys if (file_id := file_id_of_blob(key)) is not None}
         async with transaction(resources.pool) as conn:
@@ -75,10 +83,12 @@ async def remove_orphaned_blobs(resources: Resources) -> int:
 
 
 async def clean_up(resources: Resources, *, with_blobs: bool) -> None:
-    """Both of them; what cannot be done now is done the next time."""
-    try:
-        await remove_expired(resources)
-        if with_blobs:
-            await remove_orphaned_blobs(resources)
-    except Transient as exc:
-        logger.warning("clean-up skipped", error=str(exc))
+    """All of it; what cannot be done now is done the next time, and keeps nothing else from being done."""
+    tasks = [remove_expired_files, remove_expired_stores, *([remove_orphaned_blobs] if with_blobs else [])]
+    for task in tasks:
+        try:
+            await task(resources)
+        except Transient as exc:
+            logger.warning("clean-up skipped", task=task.__name__, error=str(exc))
+        except Exception:  # the background task's boundary: a bug in it must not end the work of others
+            logger.exception("clean-up failed", task=task.__name__)

@@ -12,7 +12,7 @@ from uuid import UUID
 
 import asyncpg
 
-from app.db import Connection
+from app.db import LONG_STATEMENT_SECONDS, Connection
 from app.errors import NotFound
 from app.ids import to_wire
 from app.records.ingestions import CANCEL, NewIngestion
@@ -132,9 +132,13 @@ async def detach_everywhere(conn: Connection, file_id: UUID) -> list[Placement]:
     return await _detach(conn, "v.file_id = $1", file_id)
 
 
-async def detach_all(conn: Connection, store_id: UUID) -> list[Placement]:
-    """Empty a store."""
-    return await _detach(conn, "v.vector_store_id = $1", store_id)
+async def detach_all(conn: Connection, store_id: UUID) -> None:
+    """Empty a store; its chunks are the caller's to delete."""
+    ingestion_ids = await _lock_ingestions(conn, "v.vector_store_id = $1", store_id)
+    await conn.execute(
+        "DELETE FROM vector_store_files WHERE vector_store_id = $1", store_id, timeout=LONG_STATEMENT_SECONDS
+    )
+    await _cancel_without_store(conn, ingestion_ids)
 
 
 async def lock_targets(conn: Connection, ingestion_id: UUID) -> list[Target]:
@@ -234,6 +238,7 @@ async def _lock_ingestions(conn: Connection, condition: str, *parameters: object
         ) ORDER BY id FOR UPDATE
         """,
         *parameters,
+        timeout=LONG_STATEMENT_SECONDS,
     )
     return [row["id"] for row in rows]
 
@@ -266,4 +271,5 @@ async def _cancel_without_store(conn: Connection, ingestion_ids: Sequence[UUID])
           AND NOT EXISTS (SELECT 1 FROM vector_store_files v WHERE v.ingestion_id = ingestions.id)
         """,
         ingestion_ids,
+        timeout=LONG_STATEMENT_SECONDS,
     )

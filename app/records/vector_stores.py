@@ -8,7 +8,7 @@ from uuid import UUID
 
 import asyncpg
 
-from app.db import Connection
+from app.db import LONG_STATEMENT_SECONDS, Connection
 from app.errors import NotFound
 from app.ids import to_wire
 from app.records.pages import Page, PageRequest, make_page, page_clause
@@ -162,16 +162,28 @@ async def lock_stores(conn: Connection, store_ids: Sequence[UUID]) -> list[Embed
     return await _spaces(conn, store_ids, "FOR KEY SHARE")
 
 
+_EXPIRED = """
+    s.last_active_at + make_interval(days => s.expires_after_days) < now() AND NOT EXISTS (
+        SELECT FROM vector_store_files v JOIN ingestions i ON i.id = v.ingestion_id
+        WHERE v.vector_store_id = s.id AND i.state IN ('queued', 'running'))
+"""
+
+
 async def expired_stores(conn: Connection, *, limit: int) -> list[UUID]:
-    """Those that nobody has used for as long as they asked for."""
-    rows = await conn.fetch(
-        """
-        SELECT id FROM vector_stores
-        WHERE last_active_at + make_interval(days => expires_after_days) < now() ORDER BY id LIMIT $1
-        """,
-        limit,
-    )
+    """Those that nobody has used for as long as they asked for, and that no file is on its way to."""
+    rows = await conn.fetch(f"SELECT s.id FROM vector_stores s WHERE {_EXPIRED} ORDER BY s.id LIMIT $1", limit)
     return [row["id"] for row in rows]
+
+
+async def lock_expired_store(conn: Connection, store_id: UUID) -> EmbeddingSpace | None:
+    """As `lock_store_for_deletion`; None if it has been used meanwhile, or deleted."""
+    row = await conn.fetchrow(
+        f"""
+        SELECT s.shard, s.model, s.dimensions FROM vector_stores s WHERE s.id = $1 AND {_EXPIRED} FOR UPDATE OF s
+        """,
+        store_id,
+    )
+    return EmbeddingSpace(**dict(row)) if row else None
 
 
 async def lock_store_for_deletion(conn: Connection, store_id: UUID) -> EmbeddingSpace:
@@ -212,17 +224,21 @@ async def update_store(conn: Connection, store_id: UUID, changes: dict[str, Any]
             )
 
 
-async def note_activity(conn: Connection, store_id: UUID) -> None:
-    """Push the expiry back; at most one write a minute however often a store is searched."""
+async def note_activity(conn: Connection, store_ids: Sequence[UUID]) -> None:
+    """Push the expiry back: at most one write a minute however often a store is used, and without a wait.
+
+    Rival: whoever notes the same.
+    """
     await conn.execute(
         """
-        UPDATE vector_stores SET last_active_at = now()
-        WHERE id = $1 AND last_active_at < now() - interval '1 minute'
+        UPDATE vector_stores SET last_active_at = now() WHERE id IN (
+            SELECT id FROM vector_stores
+            WHERE id = ANY($1) AND last_active_at < now() - interval '1 minute' FOR NO KEY UPDATE SKIP LOCKED)
         """,
-        store_id,
+        store_ids,
     )
 
 
 async def delete_store(conn: Connection, store_id: UUID) -> None:
     """Forget a store with its grants, batches and attachments; see `store_files.detach_all` for the order."""
-    await conn.execute("DELETE FROM vector_stores WHERE id = $1", store_id)
+    await conn.execute("DELETE FROM vector_stores WHERE id = $1", store_id, timeout=LONG_STATEMENT_SECONDS)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol
 from uuid import UUID
 
-from app.db import Connection
+from app.db import LONG_STATEMENT_SECONDS, Connection
 from app.vector.codec import COLUMNS, EncodedChunks, copy_pieces
 
 
@@ -45,7 +45,12 @@ async def delete_chunks(conn: Connection, places: Sequence[ChunkPlace]) -> None:
 
 async def delete_store_chunks(conn: Connection, *, shard: int, store_id: UUID) -> None:
     """Delete all chunks of a store."""
-    await conn.execute("DELETE FROM chunks WHERE shard = $1 AND vector_store_id = $2", shard, store_id)
+    await conn.execute(
+        "DELETE FROM chunks WHERE shard = $1 AND vector_store_id = $2",
+        shard,
+        store_id,
+        timeout=LONG_STATEMENT_SECONDS,
+    )
 
 
 async def read_texts(conn: Connection, *, shard: int, store_id: UUID, file_id: UUID) -> list[str]:

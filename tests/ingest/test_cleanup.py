@@ -6,12 +6,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
 
+import pytest
 from structlog.testing import capture_logs
 
+from app.api.attaching import FileToAttach, attach_files
+from app.db import transaction
+from app.extraction import Chunking
 from app.ids import new_id
-from app.ingest.cleanup import clean_up, remove_expired, remove_orphaned_blobs
+from app.ingest.cleanup import clean_up, remove_expired_files, remove_expired_stores, remove_orphaned_blobs
 from app.ingest.outcomes import Completed, Superseded
 from app.records.files import blob_key
+from app.records.vector_stores import expired_stores, lock_expired_store, note_activity
+from app.resources import Resources
 from tests.ingest.conftest import Workbench
 
 TWO_DAYS = 2 * 24 * 3600
@@ -36,7 +42,7 @@ async def test_an_expired_file_goes_with_its_chunks_and_its_bytes(bench: Workben
     before = await bench.chunks(store)
     await bench.sql("UPDATE files SET expires_at = now() - interval '1 s' WHERE id = $1", gone)
     await bench.sql("UPDATE files SET expires_at = now() + interval '1 h' WHERE id = $1", kept)
-    await remove_expired(bench.resources)
+    await remove_expired_files(bench.resources)
     assert await bench.sql("SELECT array_agg(id) FROM files") == [kept]
     assert await bench.chunks(store) == before // 2
     assert not place_of(bench, gone).exists()
@@ -48,7 +54,7 @@ async def test_a_file_that_expires_on_its_way_is_superseded(bench: Workbench) ->
     file, store = await bench.file(), await bench.store()
     ingestion = await bench.attach(file, [store])
     await bench.sql("UPDATE files SET expires_at = now() - interval '1 s'")
-    await remove_expired(bench.resources)
+    await remove_expired_files(bench.resources)
     assert isinstance(await bench.processor.process(ingestion), Superseded)
 
 
@@ -56,15 +62,80 @@ async def test_an_expired_store_goes_and_its_files_stay(bench: Workbench) -> Non
     gone, kept = await bench.store(), await bench.store()
     file = await bench.file()
     assert isinstance(await bench.processor.process(await bench.attach(file, [gone, kept])), Completed)
-    await bench.sql(
-        "UPDATE vector_stores SET expires_after_days = 1, last_active_at = now() - interval '2 days' WHERE id = $1",
-        gone,
-    )
-    await remove_expired(bench.resources)
+    await expire(bench, gone)
+    await remove_expired_stores(bench.resources)
     assert await bench.sql("SELECT array_agg(id) FROM vector_stores") == [kept]
     assert await bench.chunks(gone) == 0 < await bench.chunks(kept)
     assert await bench.sql("SELECT count(*) FROM files") == 1
     assert await bench.findings() == []
+
+
+async def expire(bench: Workbench, store: UUID) -> None:
+    await bench.sql(
+        "UPDATE vector_stores SET expires_after_days = 1, last_active_at = now() - interval '2 days' WHERE id = $1",
+        store,
+    )
+
+
+async def test_a_store_that_files_are_on_their_way_to_does_not_expire(bench: Workbench) -> None:
+    store = await bench.store()
+    ingestion = await bench.attach(await bench.file(), [store])
+    await expire(bench, store)
+    await remove_expired_stores(bench.resources)
+    assert isinstance(await bench.processor.process(ingestion), Completed)
+    await remove_expired_stores(bench.resources)
+    assert await bench.sql("SELECT count(*) FROM vector_stores") == 0
+
+
+async def test_a_store_that_is_used_while_others_are_deleted_stays(bench: Workbench) -> None:
+    store = await bench.store()
+    await expire(bench, store)
+    async with transaction(bench.resources.pool) as conn:
+        assert await expired_stores(conn, limit=9) == [store]
+        await note_activity(conn, [store])
+    async with transaction(bench.resources.pool) as conn:
+        assert await lock_expired_store(conn, store) is None
+
+
+async def test_attaching_a_file_is_activity(bench: Workbench) -> None:
+    store, file = await bench.store(), await bench.file()
+    await expire(bench, store)
+    async with transaction(bench.resources.pool) as conn:
+        await attach_files(
+            conn,
+            bench.resources.settings,
+            bench.owner,
+            files=[FileToAttach(file, Chunking(800, 400))],
+            store_ids=[store],
+        )
+    assert await bench.sql("SELECT last_active_at > now() - interval '1 minute' FROM vector_stores")
+
+
+async def test_what_uploads_that_were_cut_off_have_left_goes_after_a_day(bench: Workbench) -> None:
+    whole = place_of(bench, await bench.file())
+    old, fresh = (whole.with_name(f"{new_id().hex}#{n}") for n in (1, 2))
+    foreign = whole.with_name("notes#1")
+    for path in (old, fresh, foreign):
+        path.write_bytes(b"half")
+    age(old)
+    age(foreign)
+    assert await remove_orphaned_blobs(bench.resources) == 1
+    assert {path.name for path in whole.parent.iterdir()} == {whole.name, fresh.name, foreign.name}
+
+
+async def test_one_fault_keeps_nothing_else_from_being_cleaned_up(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await expire(bench, await bench.store())
+
+    async def breaks(_resources: Resources) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("app.ingest.cleanup.remove_expired_files", breaks)
+    with capture_logs() as logs:
+        await clean_up(bench.resources, with_blobs=False)
+    assert [each["event"] for each in logs if each["log_level"] == "error"] == ["clean-up failed"]
+    assert await bench.sql("SELECT count(*) FROM vector_stores") == 0
 
 
 async def test_old_blobs_without_a_file_go(bench: Workbench) -> None:
