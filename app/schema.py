@@ -200,6 +200,12 @@ ingestions = Table(
     CheckConstraint("(state IN ('completed', 'failed', 'cancelled')) = (finished_at IS NOT NULL)", name="finished"),
     Index("ix_ingestions_due", "next_run_at", postgresql_where=text("state = 'queued'")),
     Index(
+        "ix_ingestions_unheard",
+        text("coalesce(hinted_at, '-infinity'::timestamptz)"),
+        "next_run_at",
+        postgresql_where=text("state = 'queued'"),
+    ),
+    Index(
         "ix_ingestions_overtaken",
         "id",
         postgresql_where=text("state IN ('completed', 'failed', 'cancelled') AND hinted_at IS NOT NULL"),

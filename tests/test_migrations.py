@@ -26,7 +26,11 @@ def test_downgrade_to_base_leaves_no_table_and_upgrade_works_again(database_url:
 async def test_an_index_that_an_interrupted_upgrade_left_is_made_anew(database_url: str, pool: Pool) -> None:
     config = alembic_config(database_url)
     await asyncio.to_thread(command.downgrade, config, "0003")
-    for name, table in (("ix_files_expiring", "files"), ("ix_ingestions_overtaken", "ingestions")):
+    for name, table in (
+        ("ix_files_expiring", "files"),
+        ("ix_ingestions_overtaken", "ingestions"),
+        ("ix_ingestions_unheard", "ingestions"),
+    ):
         await pool.execute(f"CREATE INDEX {name} ON {table} (id)")
         await pool.execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid = $1::text::regclass", name)
     await asyncio.to_thread(command.upgrade, config, "head")

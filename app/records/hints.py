@@ -11,6 +11,7 @@ from uuid import UUID
 from app.db import Connection
 from app.records.ingestions import Hint
 
+_HEARD = "coalesce(hinted_at, '-infinity'::timestamptz)"  # as ix_ingestions_unheard has it
 _SETTLED = "state IN ('completed', 'failed', 'cancelled')"
 
 
@@ -26,16 +27,18 @@ class OvertakenHint:
 async def take_unhinted(conn: Connection, *, limit: int, silent_seconds: float) -> list[Hint]:
     """Due rows of which the queue has not heard for a while, or lost what it heard; marked as hinted now.
 
-    The caller rings.
+    Those not heard of for longest come first, by an index: in a long queue, the rest is not even read. The caller
+    rings.
     """
     rows = await conn.fetch(
-        """
+        f"""
         UPDATE ingestions SET hinted_at = now() WHERE id = ANY(ARRAY(
             SELECT id FROM ingestions
             WHERE state = 'queued' AND next_run_at <= now()
+              AND {_HEARD} < greatest((SELECT since FROM queue_epochs), now() - make_interval(secs => $1))
               AND (hinted_at IS NULL OR hinted_at < (SELECT since FROM queue_epochs)
-                   OR greatest(hinted_at, next_run_at) < now() - make_interval(secs => $1))
-            ORDER BY next_run_at LIMIT $2 FOR UPDATE SKIP LOCKED
+                   OR next_run_at < now() - make_interval(secs => $1))
+            ORDER BY {_HEARD} LIMIT $2 FOR UPDATE SKIP LOCKED
         )) RETURNING id, user_id, embedding_key_id, fence + 1 AS next_fence
         """,
         silent_seconds,
