@@ -24,6 +24,7 @@ from app.embedded import EmbeddedPostgres, EmbeddedRedis
 from app.samples import write_samples
 from app.settings import LOCAL_MODEL, load_settings
 from tests.acceptance.conftest import UNSET
+from tests.faults.inside import fail_points
 from tests.faults.promises import Promises, Reader, broken_promises
 from tests.faults.provider import Provider
 from tests.support.ports import free_port
@@ -41,6 +42,7 @@ QUICK = {
 }
 LEASE_SECONDS = float(QUICK["LEASE_SECONDS"])
 EXTRACTION_SECONDS = float(QUICK["EXTRACTION_TIMEOUT_SECONDS"])
+WORKERS = 3
 FILES_AN_UPLOAD = 16
 SETTLE_SECONDS = 60
 FOLLOW_SECONDS = 30
@@ -70,6 +72,7 @@ class Harness:
         self.postgres = EmbeddedPostgres(folder / "pg")
         self.redis = EmbeddedRedis(folder / "redis")
         self.blobs = folder / "blobs"
+        self.points = _made(folder / "points")
         self.provider = Provider()
         self.promises = Promises()
         self.workers: list[subprocess.Popen[bytes]] = []
@@ -78,7 +81,7 @@ class Harness:
         self.samples = [(each.name, each.read_bytes()) for each in write_samples(_made(folder / "samples"))]
 
     def start(self, stack: ExitStack) -> None:
-        """Start everything: two API processes, one worker of the service's own, two of ours to kill."""
+        """Start everything: two API processes and three workers, which load the fail points."""
         for server in (self.postgres, self.redis, self.provider):
             stack.enter_context(server)
         sockets = parse_qs(urlsplit(self.postgres.url).query)["host"][0]
@@ -90,8 +93,11 @@ class Harness:
             "REDIS_URL": f"redis://127.0.0.1:{self.redis_wire.port}",
             "STORAGE_URL": f"file://{self._small_disk(stack)}",
             "RAG_OPENAI_API_BASE_URL": self.provider.api.base_url,
+            fail_points.FOLDER: str(self.points),
+            "PYTHONPATH": str(Path(fail_points.__file__).parent),
         }
-        plan = ServicePlan(self.folder / "data", port=free_port(), api_processes=2, environment=environment)
+        data = self.folder / "data"
+        plan = ServicePlan(data, port=free_port(), api_processes=2, workers=0, environment=environment)
         self.service: RunningService = stack.enter_context(running_service(plan, print))
         own = self.service.environment | {"DATABASE_URL": self.postgres.url, "REDIS_URL": self.redis.url}
         self.settings = load_settings(**{name.lower(): value for name, value in own.items()})
@@ -101,7 +107,7 @@ class Harness:
         self.queue = redis.Redis.from_url(self.redis.url)
         stack.callback(self.queue.close)
         stack.callback(self.stop_workers)
-        self.workers = [self.start_worker(), self.start_worker()]
+        self.workers = [self.start_worker() for _ in range(WORKERS)]
         self.reader = Reader(self.postgres.url, self.dice)
         threading.Thread(target=lambda: asyncio.run(self.reader.run()), daemon=True).start()
 
@@ -141,12 +147,21 @@ class Harness:
 
     def replace_worker(
         self, stop: signal.Signals, *, environment: dict[str, str] | None = None, root: Path | None = None
-    ) -> None:
+    ) -> "subprocess.Popen[bytes]":
+        """End one of the workers, which is returned, and start another."""
         worker = self.dice.choice(self.workers)
         worker.send_signal(signal.SIGCONT)
         worker.send_signal(stop)
         threading.Thread(target=worker.wait).start()
         self.workers[self.workers.index(worker)] = self.start_worker(environment=environment, root=root)
+        return worker
+
+    def succeed_worker(self, pid: int) -> None:
+        """Start another worker for one that was killed; nothing if that was no worker of ours."""
+        for number, worker in enumerate(self.workers):
+            if worker.pid == pid:
+                worker.wait(LEASE_SECONDS)
+                self.workers[number] = self.start_worker()
 
     def api_processes(self) -> list[psutil.Process]:
         """The processes that answer, children of `sluice serve`."""
@@ -154,8 +169,7 @@ class Harness:
 
     def zygotes(self) -> list[psutil.Process]:
         """The workers' processes that fork the parsers."""
-        pids = [worker.pid for worker in (*self.workers, *self.service.processes[1:])]
-        return [each for pid in pids for each in _children(pid, "app.extraction.zygote")]
+        return [each for worker in self.workers for each in _children(worker.pid, "app.extraction.zygote")]
 
     def parsers(self) -> list[psutil.Process]:
         """The children that parse a document at this moment."""

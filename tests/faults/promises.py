@@ -31,6 +31,7 @@ class Promises:
     open_batches: dict[str, int] = field(default_factory=dict)  # batch → how many files it was promised for
     cancelled: set[str] = field(default_factory=set)  # ingestions of which we were told so
     deleted: set[str] = field(default_factory=set)  # likewise, of their files
+    may_be_gone: set[str] = field(default_factory=set)  # their files' deletion was not answered
     withdrawn: set[str] = field(default_factory=set)  # they may have lost all their stores
     may_fail: set[str] = field(default_factory=set)  # codes that this fault may end a file with
     kept: Counter[str] = field(default_factory=Counter)
@@ -54,7 +55,7 @@ class Promises:
             f"ingestion {each} of batch {batch} is there, its file was deleted" for each in self.deleted & known
         ]
         gone = self.open_batches[batch] - len(known)
-        if gone > len(self.deleted):
+        if gone > len(self.deleted | self.may_be_gone):
             wrong.append(f"batch {batch}: {gone} files are gone, {len(self.deleted)} were deleted")
         return wrong
 

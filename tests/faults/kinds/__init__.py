@@ -4,10 +4,10 @@ import random
 from collections.abc import Callable
 
 from tests.faults.harness import Harness
-from tests.faults.kinds import processes, provider, servers, users
+from tests.faults.kinds import points, processes, provider, servers, users
 
 Fault = Callable[[Harness], None]
-FAULTS: tuple[Fault, ...] = processes.FAULTS + servers.FAULTS + provider.FAULTS + users.FAULTS
+FAULTS: tuple[Fault, ...] = processes.FAULTS + servers.FAULTS + provider.FAULTS + users.FAULTS + points.FAULTS
 
 
 def draw(dice: random.Random, count: int) -> list[Fault]:

@@ -11,15 +11,21 @@ _PROVIDERS = 3
 def cancel_some(harness: Harness) -> None:
     """POST …/cancel of files on their way."""
     for each in harness.some_ingestions():
-        if harness.ask("POST", f"/v1/ingestions/{each['id']}/cancel").get("status") == "cancelled":
+        answer = harness.ask("POST", f"/v1/ingestions/{each['id']}/cancel")
+        if answer.get("status") == "cancelled":
             harness.promises.cancelled.add(each["id"])
+        elif not answer:  # it may have been or not
+            harness.promises.withdrawn.add(each["id"])
 
 
 def delete_some(harness: Harness) -> None:
     """DELETE of files on their way."""
     for each in harness.some_ingestions():
-        if harness.ask("DELETE", f"/v1/files/{each['file_id']}").get("deleted"):
+        answer = harness.ask("DELETE", f"/v1/files/{each['file_id']}")
+        if answer.get("deleted"):
             harness.promises.deleted.add(each["id"])
+        elif not answer:  # likewise
+            harness.promises.may_be_gone.add(each["id"])
 
 
 def detach_some(harness: Harness) -> None:
