@@ -1,11 +1,14 @@
-"""Faults at named points on the way of a file: who passes next is killed, or sleeps for longer than a lease."""
+"""Faults at named points on the way of a file: who passes next is killed, or sleeps for longer than a lease.
+
+While half of those sleep, files are cancelled, deleted, detached or attached again.
+"""
 
 import os
 import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from threading import Thread
+from threading import Thread, Timer
 
 from tests.faults.harness import LARGE, Harness
 from tests.faults.inside.fail_points import POINTS, FailPoint, arm, disarm, is_armed
@@ -13,6 +16,8 @@ from tests.faults.kinds import provider, servers, users
 from tests.faults.kinds.processes import LONGER_THAN_THE_LEASE, kill_worker
 
 _MEET_SECONDS = 5.0
+_WITHDRAWN_MEANWHILE = 0.5
+_WITHDRAW = (users.cancel_some, users.delete_some, users.detach_some, users.attach_again)
 _PAUSE_SECONDS = 1.2  # a second signal within the first second is taken for the first one's echo
 
 
@@ -67,6 +72,11 @@ _LEADS_TO: dict[str, Callable[[Harness], None]] = {
 """What brings somebody to the point; to the others any upload does."""
 
 
+def _wake(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGCONT)
+
+
 def _fault_at(name: str, point: FailPoint) -> Callable[[Harness], None]:
     def fault(harness: Harness) -> None:
         number = harness.dice.choice([signal.SIGKILL, signal.SIGSTOP])
@@ -81,13 +91,15 @@ def _fault_at(name: str, point: FailPoint) -> Callable[[Harness], None]:
         if pid and number == signal.SIGKILL:
             harness.succeed_worker(pid)
         elif pid:
-            time.sleep(LONGER_THAN_THE_LEASE)
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
+            waking = Timer(LONGER_THAN_THE_LEASE, _wake, [pid])
+            waking.start()
+            if harness.dice.random() < _WITHDRAWN_MEANWHILE:
+                harness.dice.choice(_WITHDRAW)(harness)
+            waking.join()
         lead.join()
 
     fault.__name__ = f"at_{name}"
-    fault.__doc__ = f"Killed or frozen there: {point.situation}."
+    fault.__doc__ = f"A process is killed or frozen there: {point.situation}"
     return fault
 
 
