@@ -73,20 +73,25 @@ async def _process(processor: Processor, ingestion_id: UUID) -> dict[str, object
 
 async def run_worker(settings: Settings) -> None:
     """Work until SIGTERM or SIGINT, then give back what does not finish in time, or at once at a second signal."""
+    async with anyio.create_task_group() as group:
+        shutdown = _Shutdown(group.cancel_scope)
+        group.start_soon(shutdown.listen)  # to the very end: a signal while all is closed must not cut that off
+        await _work(settings, shutdown)
+        group.cancel_scope.cancel()
+
+
+async def _work(settings: Settings, shutdown: "_Shutdown") -> None:
     name = worker_name()
     patience = settings.database_patience_seconds
     async with open_resources(settings, role="worker", patience_seconds=patience) as resources:
         processor = Processor(resources, name=name)
         queue_worker = _queue_worker(settings, processor)
-        shutdown = _Shutdown(queue_worker)
-        async with processor.keeping_leases(), anyio.create_task_group() as group:
-            group.start_soon(shutdown.listen)
+        async with processor.keeping_leases(), anyio.create_task_group() as work:
+            shutdown.begin(queue_worker)
             logger.info("worker ready", worker=name, queue=QUEUE_NAME if queue_worker else None)
-            async with anyio.create_task_group() as work:
-                work.start_soon(_maintain, processor, settings.worker_concurrency, shutdown)
-                if queue_worker is not None:
-                    work.start_soon(partial(queue_worker.run, stop=shutdown.stop))
-            group.cancel_scope.cancel()
+            work.start_soon(_maintain, processor, settings.worker_concurrency, shutdown)
+            if queue_worker is not None:
+                work.start_soon(partial(queue_worker.run, stop=shutdown.stop))
     logger.info("worker stopped", worker=name)
 
 
@@ -116,12 +121,20 @@ def _queue_worker(settings: Settings, processor: Processor) -> AsyncWorker | Non
 
 
 class _Shutdown:
-    """What signals ask for: `stop`, to claim nothing more; `give_back`, to end what is in hand at once."""
+    """What signals ask for: `stop`, to claim nothing more; `give_back`, to end what is in hand at once.
 
-    def __init__(self, queue_worker: AsyncWorker | None) -> None:
-        self._queue_worker = queue_worker
-        self.stop = anyio.Event() if queue_worker is None else queue_worker.stop_event
+    Before the work has begun nothing is in hand: a signal then cancels `starting`.
+    """
+
+    def __init__(self, starting: anyio.CancelScope) -> None:
+        self._starting: anyio.CancelScope | None = starting
+        self._queue_worker: AsyncWorker | None = None
+        self.stop = anyio.Event()
         self._give_back = anyio.Event()
+
+    def begin(self, queue_worker: AsyncWorker | None) -> None:
+        """The work begins."""
+        self._starting, self._queue_worker = None, queue_worker
 
     async def listen(self) -> None:
         """Follow the signals until cancelled."""
@@ -139,6 +152,8 @@ class _Shutdown:
         scope.cancel()
 
     def _stop(self) -> None:
+        if self._starting is not None:
+            self._starting.cancel()
         if self._queue_worker is not None:
             self._queue_worker.shut_down_warm()
         self.stop.set()

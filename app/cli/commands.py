@@ -21,7 +21,7 @@ from app.cli.service import ServicePlan, running_service, stop_left_overs, watch
 from app.cli.serving import serve_api
 from app.errors import SluiceError
 from app.logging import configure_logging
-from app.settings import load_settings
+from app.settings import Settings, load_settings
 from app.worker import run_worker
 
 app = typer.Typer(
@@ -92,7 +92,13 @@ def worker() -> None:
     """Run a worker until SIGTERM."""
     settings = load_settings()
     configure_logging(level=settings.log_level)
-    anyio.run(run_worker, settings, backend_options={"use_uvloop": True})
+    anyio.run(_work, settings, backend_options={"use_uvloop": True})
+
+
+async def _work(settings: Settings) -> None:
+    await run_worker(settings)
+    for number in (signal.SIGTERM, signal.SIGINT):  # all is given back: another one must not spoil the exit code
+        signal.signal(number, signal.SIG_IGN)
 
 
 @app.command()

@@ -96,3 +96,18 @@ async def test_open_uploads_finish_and_new_ones_find_the_door_closed(
         process.wait(30)
     assert answer[0].status_code == 200
     assert answer[0].json()["bytes"] == len("The lamp is lit.")
+
+
+def test_a_worker_that_waits_for_postgres_ends_well_at_a_signal(settings: Settings):
+    environment = os.environ | {
+        "DATABASE_URL": f"postgresql://nobody@127.0.0.1:{free_port()}/nothing",
+        "ENABLE_JOB_QUEUE": "false",
+        "STORAGE_URL": settings.storage_url,
+        "SLUICE_KEY_ENCRYPTION_KEY": KEK,
+    }
+    command = [sys.executable, "-m", "app.cli", "worker"]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        assert b"waiting for Postgres" in process.stderr.readline()
+        process.terminate()
+        assert process.wait(10) == 0

@@ -4,28 +4,31 @@ import asyncio
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import asyncpg
 import httpx
 import psutil
 import redis
 
 from app.cli.service import RunningService, ServicePlan, running_service
 from app.embedded import EmbeddedPostgres, EmbeddedRedis
+from app.ids import from_wire, to_wire
 from app.samples import write_samples
 from app.settings import LOCAL_MODEL, load_settings
 from tests.acceptance.conftest import UNSET
 from tests.faults.inside import fail_points
-from tests.faults.promises import Promises, Reader, broken_promises
+from tests.faults.promises import API_LOST, NUL, REFUSED, Promises, Reader, broken_promises
 from tests.faults.provider import Provider
 from tests.support.ports import free_port
 from tests.support.proxy import Proxy
@@ -35,6 +38,7 @@ QUICK = {
     "SWEEP_INTERVAL_SECONDS": "0.3",
     "JOB_RETRY_DELAY": "0.2",
     "JOB_MAX_RETRIES": "8",
+    "WORKER_CONCURRENCY": "4",
     "EMBEDDING_TIMEOUT_SECONDS": "2",
     "EXTRACTION_TIMEOUT_SECONDS": "4",
     "RAG_EMBEDDING_ENGINE": "openai",
@@ -47,12 +51,19 @@ FILES_AN_UPLOAD = 16
 SETTLE_SECONDS = 60
 FOLLOW_SECONDS = 30
 """How long a job's status may disagree with its row's (issue 4: within 30 s)."""
+UPLOAD_SECONDS = 5
+"""Longest answer to an upload, whatever Redis or the provider do; their own limits are 250 ms and none."""
+END_SECONDS = 30
+"""A worker that is told to end has 25 s for what it has in hand."""
+MEET_SECONDS = 3
+WAKE_SECONDS = 0.5
+"""For what a sleeper does when it wakes up."""
 WORDS = Path(__file__).resolve().parents[2].joinpath("LICENSE").read_text().split()
 SIZES = (20, 500, 3000)
-LARGE = (20_000,)
+LARGE = (6_000,)
 """Words; such a file is on its way for long enough to be met there."""
-NUL = "nul.txt"
 DISK_MEGABYTES = 256
+MAY_FOLLOW = ("a row and its RQ job agree", "Redis answers")
 KEPT_FILES = 320
 """Older ones are deleted, so that a long run looks at as much after each fault as a short one."""
 EMBEDDINGS = (
@@ -78,6 +89,11 @@ class Harness:
         self.workers: list[subprocess.Popen[bytes]] = []
         self.files: deque[str] = deque()
         self.done: Counter[str] = Counter()
+        self.forged = folder / "forged"
+        self.wrong: list[str] = []
+        self.sleepers: list[threading.Timer] = []
+        self.met: set[subprocess.Popen[bytes]] = set()  # at work
+        self.ended: dict[subprocess.Popen[bytes], float] = {}  # told to end → by when
         self.samples = [(each.name, each.read_bytes()) for each in write_samples(_made(folder / "samples"))]
 
     def start(self, stack: ExitStack) -> None:
@@ -102,13 +118,18 @@ class Harness:
         own = self.service.environment | {"DATABASE_URL": self.postgres.url, "REDIS_URL": self.redis.url}
         self.settings = load_settings(**{name.lower(): value for name, value in own.items()})
         headers = {"Authorization": f"Bearer {self.service.api_key}"}
-        self.http = stack.enter_context(httpx.Client(base_url=self.service.url, headers=headers, timeout=60))
+        # a new connection each time: a kept one may lead to a process that has been killed since
+        limits = httpx.Limits(max_keepalive_connections=0)
+        self.http = stack.enter_context(
+            httpx.Client(base_url=self.service.url, headers=headers, timeout=60, limits=limits)
+        )
         self.stores = [self.new_store(choice) for choice in EMBEDDINGS]
         self.queue = redis.Redis.from_url(self.redis.url)
         stack.callback(self.queue.close)
         stack.callback(self.stop_workers)
         self.workers = [self.start_worker() for _ in range(WORKERS)]
-        self.reader = Reader(self.postgres.url, self.dice)
+        self.api_pids = {each.pid for each in self.api_processes()}
+        self.reader = Reader(self.postgres.url)
         threading.Thread(target=lambda: asyncio.run(self.reader.run()), daemon=True).start()
 
     def _small_disk(self, stack: ExitStack) -> Path:
@@ -145,23 +166,56 @@ class Harness:
         for worker in self.workers:
             worker.wait(60)
 
+    def busy_worker(self) -> "subprocess.Popen[bytes]":
+        """One that has files in hand, as Postgres has it; any, if none gets some in time."""
+        self.upload(LARGE)
+        by_name = {f"file_processor_{socket.gethostname()}_{worker.pid}": worker for worker in self.workers}
+        name = asyncio.run(_until_busy(self.postgres.url, list(by_name)))
+        self.done["workers met at work" if name else "workers met idle"] += 1
+        if name is None:
+            return self.dice.choice(self.workers)
+        self.met.add(by_name[name])
+        return by_name[name]
+
     def replace_worker(
         self, stop: signal.Signals, *, environment: dict[str, str] | None = None, root: Path | None = None
     ) -> "subprocess.Popen[bytes]":
-        """End one of the workers, which is returned, and start another."""
-        worker = self.dice.choice(self.workers)
-        worker.send_signal(signal.SIGCONT)
-        worker.send_signal(stop)
-        threading.Thread(target=worker.wait).start()
+        """End a busy worker, which is returned, and start another."""
+        worker = self.busy_worker()
+        self.end_worker(worker, stop)
         self.workers[self.workers.index(worker)] = self.start_worker(environment=environment, root=root)
         return worker
+
+    def end_worker(self, worker: "subprocess.Popen[bytes]", stop: signal.Signals) -> None:
+        """Signal a worker, which has to obey in time."""
+        worker.send_signal(stop)
+        threading.Thread(target=worker.wait).start()
+        if stop is signal.SIGTERM:
+            self.ended[worker] = time.monotonic() + END_SECONDS
+
+    def put_to_sleep(self, pid: int, seconds: float) -> None:
+        """SIGSTOP, and SIGCONT so much later."""
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
+            self.wake(pid, seconds)
+
+    def wake(self, pid: int, seconds: float) -> None:
+        """SIGCONT so much later; what has to be so then is looked at after that."""
+
+        def wake() -> None:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+        self.sleepers.append(threading.Timer(seconds, wake))
+        self.sleepers[-1].start()
 
     def succeed_worker(self, pid: int) -> None:
         """Start another worker for one that was killed; nothing if that was no worker of ours."""
         for number, worker in enumerate(self.workers):
             if worker.pid == pid:
-                worker.wait(LEASE_SECONDS)
+                worker.wait(END_SECONDS)
                 self.workers[number] = self.start_worker()
+        self.ended = {worker: until for worker, until in self.ended.items() if worker.pid != pid}
 
     def api_processes(self) -> list[psutil.Process]:
         """The processes that answer, children of `sluice serve`."""
@@ -182,6 +236,12 @@ class Harness:
 
     def upload(self, sizes: Sequence[int] = SIZES, *, documents: int = 2, stores: list[str] | None = None) -> None:
         """One batch upload of texts of these sizes into one to four stores; a refusal is no promise."""
+        self.send(self.draw_upload(sizes, documents=documents, stores=stores))
+
+    def draw_upload(
+        self, sizes: Sequence[int] = SIZES, *, documents: int = 2, stores: list[str] | None = None
+    ) -> dict[str, Any]:
+        """What `send` sends."""
         files = [
             ("files", (f"{number}.txt", " ".join(self.dice.choices(WORDS, k=self.dice.choice(sizes)))))
             for number in range(FILES_AN_UPLOAD - 1 - documents)
@@ -189,11 +249,34 @@ class Harness:
         files += [("files", each) for each in self.dice.choices(self.samples, k=documents)]
         files.append(("files", (NUL, "words and more words. " * 4000 + "\x00 far behind.")))
         stores = stores or self.dice.sample(self.stores, self.dice.randint(1, 4))
-        answer = self.ask("POST", "/v1/ingestions", data={"vector_store_ids": stores}, files=files)
-        if answer.get("id"):
-            self.promises.open_batches[answer["id"]] = len(answer["data"])
-            self.files += [each["file_id"] for each in answer["data"]]
-        self.done["uploads accepted" if answer.get("id") else "uploads refused"] += 1
+        return {"data": {"vector_store_ids": stores}, "files": files}
+
+    def send(self, upload: dict[str, Any], **headers: str) -> str | None:
+        """Send an upload; its batch, if it was accepted."""
+        started = time.monotonic()
+        refusal = ""
+        try:
+            answer = self.http.post("/v1/ingestions", headers=headers, **upload)
+        except httpx.TransportError as exc:
+            refusal = repr(exc)
+        else:
+            refusal = "" if answer.status_code == httpx.codes.ACCEPTED else f"{answer.status_code} {answer.text}"
+        seconds = time.monotonic() - started
+        self.done["uploads refused" if refusal else "uploads accepted"] += 1
+        if REFUSED not in self.promises.may:
+            self.wrong += [f"an upload was refused: {refusal}"] if refusal else []
+            self.wrong += [f"an upload was answered after {seconds:.1f} s"] if seconds > UPLOAD_SECONDS else []
+        if refusal:
+            return None
+        made = answer.json()
+        self.promises.open_batches[made["id"]] = {each["id"] for each in made["data"]}
+        self.files += [each["file_id"] for each in made["data"]]
+        batch: str = made["id"]
+        return batch
+
+    def expect_batch(self, batch: str) -> None:
+        """A batch was accepted that the SDK's way of attaching has made."""
+        self.promises.open_batches[batch] = {each["id"] for each in self._page(batch).get("data", [])}
 
     def ask(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         try:
@@ -204,7 +287,7 @@ class Harness:
 
     def ingestions(self) -> list[dict[str, Any]]:
         """Those of all batches that have not been seen to settle."""
-        return [each for batch in self.promises.open_batches for each in self._page(batch).get("data", [])]
+        return [each for batch in list(self.promises.open_batches) for each in self._page(batch).get("data", [])]
 
     def some_ingestions(self) -> list[dict[str, Any]]:
         """A few of the newest batch."""
@@ -230,31 +313,80 @@ class Harness:
     def forget_gone_batches(self) -> None:
         """Those that went with their only store."""
         for batch in list(self.promises.open_batches):
-            if self._page(batch).get("error"):
+            answer = self.http.get("/v1/ingestions", params={"batch_id": batch})
+            if answer.status_code == httpx.codes.NOT_FOUND:
                 del self.promises.open_batches[batch]
 
-    def settle(self) -> list[str]:
-        """Wait until nothing is in progress; what is not as it was promised."""
+    def settle(self) -> float:
+        """Wait until nothing is in progress, and again when all sleepers are awake; seconds until the first time.
+
+        What is not as it was promised goes to `wrong`.
+        """
+        started = time.monotonic()
+        pages = self._settled_pages()
+        seconds = time.monotonic() - started
+        if self.sleepers:
+            for sleeper in self.sleepers:
+                sleeper.join()
+            self.sleepers.clear()
+            time.sleep(WAKE_SECONDS)
+            pages = self._settled_pages()
+        promised = [each for batch in pages for each in self.promises.open_batches[batch]]
+        repeated = asyncio.run(_repeated(self.postgres.url, promised))
+        self.wrong += self.promises.settle(pages, repeated)
+        return seconds
+
+    def _settled_pages(self) -> dict[str, dict[str, Any]]:
         deadline = time.monotonic() + SETTLE_SECONDS
-        while time.monotonic() < deadline:
+        while True:
             pages = {batch: self._page(batch) for batch in self.promises.open_batches}
-            if all(page.get("file_counts", {"in_progress": 1})["in_progress"] == 0 for page in pages.values()):
-                return self.promises.settle(pages)
+            waits = [
+                batch
+                for batch, page in pages.items()
+                if page.get("file_counts", {"in_progress": 1})["in_progress"] > 0
+            ]
+            if not waits:
+                return pages
+            if time.monotonic() > deadline:
+                self.wrong += [f"batch {batch} has not settled after {SETTLE_SECONDS} s" for batch in waits]
+                return {batch: page for batch, page in pages.items() if batch not in waits}
             time.sleep(0.05)
-        stuck = list(self.promises.open_batches)
-        self.promises.settle({})
-        return [f"batch {batch} has not settled after {SETTLE_SECONDS} s" for batch in stuck]
 
     def examine(self) -> list[str]:
-        """What is broken for good; a job may follow its row within `FOLLOW_SECONDS`."""
+        """All that is wrong since the last time."""
         self.provider.balance()
         deadline = time.monotonic() + FOLLOW_SECONDS
-        while True:
-            found = asyncio.run(broken_promises(self.settings))
-            if not found or time.monotonic() > deadline:
-                torn, self.reader.torn = self.reader.torn, []
-                return found + torn + self._dead_workers()
+        found = asyncio.run(broken_promises(self.settings))
+        while any(each.startswith(MAY_FOLLOW) for each in found) and time.monotonic() < deadline:
             time.sleep(0.2)
+            found = asyncio.run(broken_promises(self.settings))
+        wrong, self.wrong = self.wrong, []
+        return [*wrong, *found, *self.reader.report(), *self._dead(), *self._disobedient()]
+
+    def _dead(self) -> list[str]:
+        """Processes of ours that nobody ended."""
+        dead = [worker for worker in self.workers if worker.poll() is not None]
+        for worker in dead:
+            self.workers[self.workers.index(worker)] = self.start_worker()
+        wrong = [f"a worker ended by itself with status {worker.returncode}" for worker in dead]
+        before, self.api_pids = self.api_pids, {each.pid for each in self.api_processes()}
+        if before - self.api_pids and API_LOST not in self.promises.may:
+            wrong.append(f"API processes ended by themselves: {before - self.api_pids}")
+        return wrong
+
+    def _disobedient(self) -> list[str]:
+        """Workers that were told to end, and did not in time, or not well."""
+        wrong = []
+        for worker, until in list(self.ended.items()):
+            if worker.poll() is None and time.monotonic() < until:
+                continue
+            # before a worker listens to signals, they end it; it has nothing in hand then
+            was_starting = worker.returncode == -signal.SIGTERM and worker not in self.met
+            if worker.returncode != 0 and not was_starting:
+                status = "not at all" if worker.returncode is None else f"with status {worker.returncode}"
+                wrong.append(f"a worker that was told to end did so {status}")
+            del self.ended[worker]
+        return wrong
 
 
 def _made(folder: Path) -> Path:
@@ -268,3 +400,40 @@ def _children(pid: int, word: str) -> list[psutil.Process]:
         return [child for child in psutil.Process(pid).children() if word in " ".join(child.cmdline())]
     except psutil.NoSuchProcess:
         return []
+
+
+async def _repeated(database_url: str, ingestions: list[str]) -> dict[str, str]:
+    """Which of these took more than one attempt, and what to say of them."""
+    conn = await asyncpg.connect(database_url)
+    try:
+        rows = await conn.fetch(
+            """
+            SELECT id, attempts, crashes FROM ingestions
+            WHERE id = ANY($1) AND (attempts > 1 OR crashes > 0) AND state = 'completed'
+            """,
+            [from_wire("ing", each) for each in ingestions],
+        )
+    finally:
+        await conn.close()
+    return {
+        to_wire("ing", each["id"]): f"took {each['attempts']} attempts, {each['crashes']} lost" for each in rows
+    }
+
+
+async def _until_busy(database_url: str, names: list[str]) -> str | None:
+    """One of these workers that holds a lease; None if none does for a while."""
+    with suppress(OSError, asyncpg.PostgresError):
+        conn = await asyncpg.connect(database_url)
+        try:
+            until = time.monotonic() + MEET_SECONDS
+            while time.monotonic() < until:
+                busy: str | None = await conn.fetchval(
+                    "SELECT leased_by FROM ingestions WHERE state = 'running' AND leased_by = ANY($1) LIMIT 1",
+                    names,
+                )
+                if busy is not None:
+                    return busy
+                await asyncio.sleep(0.005)
+        finally:
+            await conn.close()
+    return None

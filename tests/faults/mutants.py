@@ -15,6 +15,7 @@ class Mutant:
     file: str
     replacements: tuple[tuple[str, str], ...]
     only: tuple[str, ...] = ()  # the faults that can show it
+    shows: str = ""  # a pattern of what the violation says
 
 
 MUTANTS = {
@@ -27,6 +28,7 @@ MUTANTS = {
             ),
         ),
         only=("freeze_worker_and_withdraw", "cancel_some", "withdraw_during_writes"),
+        shows="ended as completed",
     ),
     "no fence": Mutant(
         "app/records/ingestions.py",
@@ -36,21 +38,69 @@ MUTANTS = {
             ("AND i.fence = h.fence", "AND h.fence > 0"),
         ),
         only=("late_verdict",),
+        shows="ended as failed parser_timeout",
     ),
     "no FOR UPDATE at the commit": Mutant(
         "app/records/ingestions.py",
         (("AND state = 'running' FOR UPDATE\"", "AND state = 'running'\""),),
         only=("withdraw_during_writes",),
+        shows="ended as completed",
     ),
     "expired leases are not taken back": Mutant(
         "app/records/ingestions.py",
         (("WHERE state = 'running' AND lease_until < now() FOR UPDATE", "WHERE false FOR UPDATE"),),
+        only=("kill_worker", "freeze_worker"),
+        shows="has not settled",
     ),
     "nobody rings again": Mutant(
-        "app/ingest/maintenance.py", (("return has_queue and await _ring(resources)", "return has_queue"),)
+        "app/ingest/maintenance.py",
+        (("return has_queue and await _ring(resources)", "return has_queue"),),
+        shows="has not settled",
     ),
     "text is not cleaned": Mutant(
-        "app/extraction/texts.py", (('_UNCLEAN = re.compile("[\\x00-', '_UNCLEAN = re.compile("[\\x01-'),)
+        "app/extraction/texts.py",
+        (('_UNCLEAN = re.compile("[\\x00-', '_UNCLEAN = re.compile("[\\x01-'),),
+        shows="has not settled|ended as failed",
+    ),
+    "vectors in the order of the answer": Mutant(
+        "app/embedding/answers.py",
+        (("return answer, [by_index[index] for index in range(texts)]", "return answer, entries"),),
+        only=("answer_nonsense",),
+        shows="a vector is not that of its text",
+    ),
+    "an upload depends on the queue": Mutant(
+        "app/api/attaching.py",
+        (
+            (
+                "if await doorbell.enqueue_file_processing_jobs(hints) or",
+                "assert await doorbell.enqueue_file_processing_jobs(hints)\n    if",
+            ),
+        ),
+        only=("restart_redis", "freeze_redis"),
+        shows="an upload was refused",
+    ),
+    "leases are not extended": Mutant(
+        "app/records/ingestions.py",
+        (
+            (
+                "SET lease_until = now() + make_interval(secs => $1)\n            FROM free",
+                "SET lease_until = lease_until\n            FROM free",
+            ),
+        ),
+        only=("freeze_parsers", "slow_postgres"),
+        shows="attempts",
+    ),
+    "a limited rate costs an attempt": Mutant(
+        "app/ingest/outcomes.py",
+        (("message, costs_attempt=False)", "message)"),),
+        only=("limit_rate",),
+        shows="attempts",
+    ),
+    "giving back costs an attempt": Mutant(
+        "app/records/ingestions.py",
+        (("attempts = attempts - 1", "attempts = attempts"),),
+        only=("end_worker_at_once",),
+        shows="attempts",
     ),
 }
 

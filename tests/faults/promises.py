@@ -1,9 +1,9 @@
 """What a load was promised, and what is not so."""
 
 import asyncio
-import random
+import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,26 +19,37 @@ from app.resources import open_resources
 from app.settings import Settings
 from tests.support.fake_openai import vector_of
 
-_MOST_VECTORS = 40
+REFUSED, REPEATED, API_LOST = "refused", "repeated", "api lost"
+"""What a fault may lead to besides: uploads are refused, files take more than one attempt, API processes end."""
+NUL = "nul.txt"
+"""A file of each upload: its text, always the same, needs cleaning."""
+_MOST_VECTORS = 300
 _NEAR = 0.99
 _SNAPSHOT_PAUSE_SECONDS = 0.01
+_READ_SECONDS = 20
 
 
 @dataclass
 class Promises:
     """Batches that were accepted, and what has happened since that allows another end than `completed`."""
 
-    open_batches: dict[str, int] = field(default_factory=dict)  # batch → how many files it was promised for
+    open_batches: dict[str, set[str]] = field(default_factory=dict)  # batch → the ingestions it was promised for
     cancelled: set[str] = field(default_factory=set)  # ingestions of which we were told so
     deleted: set[str] = field(default_factory=set)  # likewise, of their files
     may_be_gone: set[str] = field(default_factory=set)  # their files' deletion was not answered
     withdrawn: set[str] = field(default_factory=set)  # they may have lost all their stores
     may_fail: set[str] = field(default_factory=set)  # codes that this fault may end a file with
+    may: frozenset[str] = frozenset()  # what else this fault may lead to
     kept: Counter[str] = field(default_factory=Counter)
 
-    def settle(self, pages: dict[str, dict[str, Any]]) -> list[str]:
-        """Hold what became of every open batch against what was promised, and start afresh."""
+    def settle(self, pages: dict[str, dict[str, Any]], repeated: dict[str, str]) -> list[str]:
+        """Hold what became of every open batch against what was promised, and start afresh.
+
+        `repeated`: what is to be said of the ingestions that took more than one attempt.
+        """
         wrong = [each for batch, page in pages.items() for each in self._wrong_in(batch, page)]
+        if REPEATED not in self.may:
+            wrong += [f"ingestion {each} {what}" for each, what in repeated.items()]
         self.open_batches.clear()
         self.may_fail.clear()
         return wrong
@@ -54,10 +65,8 @@ class Promises:
         wrong += [
             f"ingestion {each} of batch {batch} is there, its file was deleted" for each in self.deleted & known
         ]
-        gone = self.open_batches[batch] - len(known)
-        if gone > len(self.deleted | self.may_be_gone):
-            wrong.append(f"batch {batch}: {gone} files are gone, {len(self.deleted)} were deleted")
-        return wrong
+        lost = self.open_batches[batch] - known - self.deleted - self.may_be_gone
+        return wrong + [f"ingestion {each} of batch {batch} is gone, nobody deleted it" for each in lost]
 
     def _may_be_so(self, ingestion: str, status: str, code: str | None) -> bool:
         if ingestion in self.cancelled:
@@ -78,14 +87,16 @@ async def broken_promises(settings: Settings) -> list[str]:
 
 
 async def _wrong_vectors(conn: Any) -> list[str]:
-    """Of the newest files in stores whose vectors the fake provider made."""
+    """Of the newest files, each of other words, in stores whose vectors the fake provider made."""
     rows = await conn.fetch(
         """
         SELECT c.content, c.embedding::text AS embedding, s.dimensions FROM chunks c
         JOIN vector_stores s ON s.id = c.vector_store_id AND s.shard = c.shard
-        WHERE s.model = 'text-embedding-3-small' ORDER BY c.file_id DESC LIMIT $1
+        JOIN files f ON f.id = c.file_id
+        WHERE s.model = 'text-embedding-3-small' AND f.filename <> $2 ORDER BY c.file_id DESC LIMIT $1
         """,
         _MOST_VECTORS,
+        NUL,
     )
     wrong = []
     for row in rows:
@@ -98,11 +109,23 @@ async def _wrong_vectors(conn: Any) -> list[str]:
 class Reader:
     """Reads snapshots while others write: of a file there is all or nothing."""
 
-    def __init__(self, database_url: str, dice: random.Random) -> None:
+    def __init__(self, database_url: str) -> None:
         self._database_url = database_url
-        self._dice = dice
         self.snapshots = 0
-        self.torn: list[str] = []
+        self.during_work = 0
+        self._reported = 0
+        self._torn: list[str] = []
+
+    def report(self) -> list[str]:
+        """What is wrong since the last report; and that it reads at all."""
+        until = time.monotonic() + _READ_SECONDS
+        while self.snapshots == self._reported:
+            if time.monotonic() > until:
+                return ["no snapshots can be read"]
+            time.sleep(_SNAPSHOT_PAUSE_SECONDS)
+        self._reported = self.snapshots
+        torn, self._torn = self._torn, []
+        return torn
 
     async def run(self) -> None:
         """Read until cancelled; Postgres may be away at times."""
@@ -117,17 +140,18 @@ class Reader:
                     conn.terminate()
             await asyncio.sleep(0.1)
 
-    def _note(self, rows: Iterable[Any]) -> None:
+    def _note(self, rows: Sequence[Any]) -> None:
         self.snapshots += 1
-        self.torn += [
-            f"a snapshot shows {row['found']} of {row['chunk_count']} chunks of {row['file_id']}, {row['state']}"
+        self.during_work += any(row["state"] in {"queued", "running"} for row in rows)
+        self._torn += [
+            f"a snapshot shows {row['found']} of {row['chunks_total']} chunks of {row['file_id']}, {row['state']}"
             for row in rows
-            if row["found"] != (row["chunk_count"] if row["state"] == "completed" else 0)
+            if row["found"] != (row["chunks_total"] if row["state"] == "completed" else 0)
         ]
 
 
 _SNAPSHOT = """
-    SELECT v.file_id, v.chunk_count, i.state, (
+    SELECT v.file_id, i.chunks_total, i.state, (
         SELECT count(*) FROM chunks c
         WHERE c.shard = s.shard AND c.vector_store_id = v.vector_store_id AND c.file_id = v.file_id
     ) AS found

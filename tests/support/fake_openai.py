@@ -95,7 +95,7 @@ SHUFFLED = Mangled(lambda entries: entries[::-1])
 WRONG_INDEX = Mangled(lambda entries: [entry | {"index": 7} for entry in entries])
 NO_INDEX = Mangled(lambda entries: [{"embedding": entry["embedding"]} for entry in entries])
 HOLES = Mangled(lambda entries: [entry | {"embedding": [None] * 8} for entry in entries])
-UNEVEN = Mangled(lambda entries: [entry | {"embedding": [1.0] * (8 + n)} for n, entry in enumerate(entries)])
+UNEVEN = Mangled(lambda entries: [entry | {"embedding": [1.0] * (9 + n)} for n, entry in enumerate(entries)])
 NOT_FINITE = Mangled(lambda entries: [entry | {"embedding": [float("nan")] * 8} for entry in entries])
 
 

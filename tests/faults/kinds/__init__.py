@@ -1,12 +1,10 @@
 """What goes wrong: each fault happens while an upload is on its way through the service."""
 
 import random
-from collections.abc import Callable
 
-from tests.faults.harness import Harness
+from tests.faults.fault import Fault
 from tests.faults.kinds import points, processes, provider, servers, users
 
-Fault = Callable[[Harness], None]
 FAULTS: tuple[Fault, ...] = processes.FAULTS + servers.FAULTS + provider.FAULTS + users.FAULTS + points.FAULTS
 
 

@@ -12,10 +12,15 @@ from pathlib import Path
 
 import psutil
 
+from tests.faults.fault import faults
 from tests.faults.harness import EXTRACTION_SECONDS, LARGE, LEASE_SECONDS, Harness
 from tests.faults.kinds.users import cancel_some, delete_some
+from tests.faults.promises import API_LOST, REFUSED, REPEATED
+from tests.support.fake_openai import Held
 
 LONGER_THAN_THE_LEASE = LEASE_SECONDS + 1
+PAUSE_SECONDS = 1.2
+"""A second signal within the first second is taken for the first one's echo."""
 _LIBRARIES = Path("/usr/lib")
 _SKEWS = ("+100s", "-100s")
 ROOT = Path(__file__).resolve().parents[3]
@@ -31,16 +36,22 @@ def end_worker(harness: Harness) -> None:
     harness.replace_worker(signal.SIGTERM)
 
 
+def end_worker_at_once(harness: Harness) -> None:
+    """Two SIGTERMs, while the provider is silent: what is in hand is given back, at no attempt's cost."""
+    harness.provider.api.script(*[Held()] * 6)
+    harness.upload(LARGE, stores=harness.stores[2:])
+    worker = harness.replace_worker(signal.SIGTERM)
+    time.sleep(PAUSE_SECONDS)
+    worker.terminate()
+
+
 def freeze_worker(harness: Harness) -> None:
     """SIGSTOP for longer than its lease: it wakes up when others have its work."""
-    worker = harness.dice.choice(harness.workers)
-    worker.send_signal(signal.SIGSTOP)
-    threading.Timer(LONGER_THAN_THE_LEASE, lambda: worker.send_signal(signal.SIGCONT)).start()
+    harness.put_to_sleep(harness.busy_worker().pid, LONGER_THAN_THE_LEASE)
 
 
 def freeze_worker_and_withdraw(harness: Harness) -> None:
     """What it had in hand is cancelled or deleted while it sleeps."""
-    harness.upload(LARGE)
     freeze_worker(harness)
     harness.dice.choice([cancel_some, delete_some])(harness)
 
@@ -96,9 +107,8 @@ def kill_api(harness: Harness) -> None:
 
 def freeze_api(harness: Harness) -> None:
     """An API process sleeps for longer than a lease, and whatever it drains or sweeps with it."""
-    frozen = _signal_one(harness, harness.api_processes(), signal.SIGSTOP)
-    if frozen is not None:
-        threading.Timer(LONGER_THAN_THE_LEASE, lambda: _signal(frozen, signal.SIGCONT)).start()
+    harness.put_to_sleep(harness.dice.choice(harness.api_processes()).pid, LONGER_THAN_THE_LEASE)
+    harness.upload()
 
 
 def rolling_restart(harness: Harness) -> None:
@@ -107,8 +117,7 @@ def rolling_restart(harness: Harness) -> None:
     harness.upload()
     for number, worker in enumerate(harness.workers):
         harness.workers[number] = harness.start_worker()
-        worker.terminate()
-        threading.Thread(target=worker.wait).start()
+        harness.end_worker(worker, signal.SIGTERM)
 
 
 def kill_zygote(harness: Harness) -> None:
@@ -209,17 +218,7 @@ def _signal(process: psutil.Process, number: signal.Signals) -> bool:
 
 
 FAULTS = (
-    kill_worker,
-    end_worker,
-    freeze_worker,
-    freeze_worker_and_withdraw,
-    skew_clock,
-    previous_version,
-    kill_api,
-    freeze_api,
-    rolling_restart,
-    kill_zygote,
-    kill_parsers,
-    freeze_parsers,
-    late_verdict,
+    faults(end_worker, end_worker_at_once, skew_clock, previous_version, kill_parsers, freeze_parsers)
+    + faults(kill_worker, freeze_worker, freeze_worker_and_withdraw, kill_zygote, late_verdict, may=(REPEATED,))
+    + faults(kill_api, freeze_api, rolling_restart, may=(REFUSED, API_LOST))
 )

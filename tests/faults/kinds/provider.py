@@ -3,7 +3,9 @@
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
+from tests.faults.fault import faults
 from tests.faults.harness import Harness
+from tests.faults.promises import REPEATED
 from tests.support import fake_openai
 from tests.support.fake_openai import Behaviour, Held, Huge, Reset, Status
 
@@ -85,12 +87,6 @@ def refuse_the_key(harness: Harness) -> None:
     _script(harness, Status(401, error_code="invalid_api_key"))
 
 
-FAULTS = (
-    limit_rate,
-    fail_requests,
-    answer_nonsense,
-    answer_another_width,
-    answer_a_gibibyte,
-    hang,
-    refuse_the_key,
+FAULTS = faults(limit_rate, answer_another_width, refuse_the_key) + faults(
+    fail_requests, answer_nonsense, answer_a_gibibyte, hang, may=(REPEATED,)
 )

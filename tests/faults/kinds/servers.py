@@ -10,7 +10,9 @@ from contextlib import suppress
 import asyncpg
 import redis
 
+from tests.faults.fault import faults
 from tests.faults.harness import LEASE_SECONDS, Harness
+from tests.faults.promises import REFUSED, REPEATED
 from tests.support.proxy import Proxy
 
 
@@ -130,6 +132,7 @@ def _part(harness: Harness, wire: Proxy) -> None:
 def fill_disk(harness: Harness) -> None:
     """No room for uploads: they are refused, and what was accepted goes on."""
     if not harness.blobs.is_mount():  # the machine's own disk is not ours to fill
+        harness.done["fill_disk: no disk to fill"] += 1
         return
     room = os.statvfs(harness.blobs)
     filler = harness.blobs / "filler"
@@ -152,10 +155,11 @@ def forge_jobs(harness: Harness) -> None:
     queue = harness.queue
     with suppress(redis.RedisError):
         queue.lpush("rq:queue:file_processing", b"\xff\xfe", "no:such job", "nobody")
-        body = json.dumps(["os.system", None, ["touch /tmp/forged"], {}])
+        touch = f"touch {harness.forged}"
+        body = json.dumps(["os.system", None, [touch], {}])
         known = json.dumps(["app.worker.process_file_job", None, ["not-an-id", "", None], {}])
         forged = {
-            "forged1": {"data": b"\x80\x04cos\nsystem\n(S'touch /tmp/forged'\ntR."},
+            "forged1": {"data": f"\x80\x04cos\nsystem\n(S'{touch}'\ntR.".encode("latin-1")},
             "forged2": {"data": body},
             "forged3": {"data": known},
             "forged4": {"data": known, "success_callback_name": "os.abort", "meta": b"\x80\x04cos\nabort\n(tR."},
@@ -171,20 +175,12 @@ def forge_jobs(harness: Harness) -> None:
 
 
 FAULTS = (
-    flush_redis,
-    restart_redis,
-    freeze_redis,
-    fill_redis,
-    cut_redis,
-    slow_redis,
-    part_from_redis,
-    restart_postgres,
-    end_backends,
-    cut_postgres,
-    cut_at_commit,
-    slow_postgres,
-    part_from_postgres,
-    fill_disk,
-    ring_twice,
-    forge_jobs,
-)
+    faults(
+        flush_redis, restart_redis, freeze_redis, fill_redis, cut_redis, slow_redis, part_from_redis,
+        slow_postgres, ring_twice, forge_jobs,
+    )
+    + faults(fill_disk, may=(REFUSED,))
+    + faults(
+        restart_postgres, end_backends, cut_postgres, cut_at_commit, part_from_postgres, may=(REFUSED, REPEATED)
+    )
+)  # fmt: skip

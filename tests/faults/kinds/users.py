@@ -1,9 +1,13 @@
 """What users do while their files are on the way."""
 
 import time
+from threading import Thread
+from uuid import uuid4
 
-from tests.faults.harness import EMBEDDINGS, Harness
+from tests.faults.fault import faults
+from tests.faults.harness import EMBEDDINGS, LARGE, Harness
 
+_BY_KEY = 0.5
 _PROVIDERS = 3
 """Of the harness's stores: one whose vectors come from the provider."""
 
@@ -48,7 +52,7 @@ def attach_again(harness: Harness) -> None:
     for store in harness.dice.sample(harness.stores, 2):
         batch = harness.ask("POST", f"/v1/vector_stores/{store}/file_batches", json=body)
         if batch.get("id"):
-            harness.promises.open_batches[batch["id"]] = len(chosen)
+            harness.expect_batch(batch["id"])
             harness.promises.withdrawn |= {each["id"] for each in harness.ingestions()}
 
 
@@ -83,4 +87,35 @@ def revoke_key(harness: Harness) -> None:
     harness.ask("DELETE", f"/v1/embedding_keys/{key.get('id')}")
 
 
-FAULTS = (cancel_some, delete_some, detach_some, attach_again, delete_store, withdraw_during_writes, revoke_key)
+def cancel_batch(harness: Harness) -> None:
+    """POST …/cancel of a whole batch."""
+    store = harness.dice.choice(harness.stores)
+    batch = harness.send(harness.draw_upload(LARGE, stores=[store]))
+    if batch is not None:
+        harness.promises.withdrawn |= harness.promises.open_batches[batch]
+        answer = harness.ask("POST", f"/v1/vector_stores/{store}/file_batches/{batch}/cancel")
+        if answer.get("file_counts", {}).get("in_progress") != 0:
+            harness.wrong.append(f"a batch was cancelled and is still at work: {answer}")
+
+
+def send_twice(harness: Harness) -> None:
+    """The same upload at the same time, under one Idempotency-Key, or as an SDK does that was not answered."""
+    upload = harness.draw_upload()
+    if harness.dice.random() < _BY_KEY:
+        headers = [{"Idempotency-Key": (key := uuid4().hex)}, {"Idempotency-Key": key}]
+        made: list[str | None] = []
+        senders = [Thread(target=lambda each=each: made.append(harness.send(upload, **each))) for each in headers]
+        for sender in senders:
+            sender.start()
+        for sender in senders:
+            sender.join()
+    else:
+        made = [harness.send(upload), harness.send(upload, **{"X-Stainless-Retry-Count": "1"})]
+    if len(set(made)) != 1:
+        harness.wrong.append(f"an upload that was sent twice made {made}")
+
+
+FAULTS = faults(
+    cancel_some, cancel_batch, delete_some, detach_some, attach_again, delete_store, withdraw_during_writes,
+    revoke_key, send_twice,
+)  # fmt: skip
