@@ -41,6 +41,7 @@ class _Architecture:
     clone: int
     clone3: int
     own_only: tuple[int, ...]  # their first argument must be this process
+    self_only: tuple[int, ...]  # likewise, or 0, which means it
     refused: tuple[int, ...]
 
 
@@ -55,6 +56,7 @@ _ARCHITECTURES = {
         clone=56,
         clone3=435,
         own_only=(62, 234),  # kill, tgkill
+        self_only=(302, 203),  # prlimit64, sched_setaffinity
         refused=(
             *_ANYWHERE,
             *(
@@ -70,6 +72,9 @@ _ARCHITECTURES = {
             *(155, 161, 165, 166, 272, 308),  # pivot_root, chroot, mount, umount2, unshare, setns
             *(248, 249, 250, 321, 298, 323, 304),  # keys, bpf, perf_event_open, userfaultfd, open_by_handle_at
             *(29, 30, 31, 64, 68, 240, 175, 313, 246),  # System V IPC, mq_open, kernel modules, kexec
+            *(90, 91, 268, 452, 92, 93, 94, 260),  # chmod and chown, which Landlock does not know
+            *(132, 235, 261, 280, 188, 189, 190, 197, 198, 199),  # utime, utimes, futimesat, utimensat, xattr
+            *(141, 251, 142, 144, 314),  # setpriority, ioprio_set, sched_setparam, _setscheduler, _setattr
         ),
     ),
     "aarch64": _Architecture(
@@ -77,6 +82,7 @@ _ARCHITECTURES = {
         clone=220,
         clone3=435,
         own_only=(129, 131),
+        self_only=(261, 122),
         refused=(
             *_ANYWHERE,
             *(198, 203, 202, 242, 200, 201),
@@ -85,6 +91,9 @@ _ARCHITECTURES = {
             *(41, 51, 40, 39, 97, 268),
             *(217, 218, 219, 280, 241, 282, 265),
             *(194, 195, 196, 190, 186, 180, 105, 273, 104),
+            *(52, 53, 452, 54, 55),
+            *(88, 5, 6, 7, 14, 15, 16),
+            *(140, 30, 118, 119, 274),
         ),
     ),
 }
@@ -169,18 +178,16 @@ def _leave_system_calls(machine: _Architecture) -> None:
 def _program(machine: _Architecture, pid: int) -> Sequence[tuple[int, int, int, int]]:
     """Classic BPF: (code, jump if true, jump if false, operand)."""
     refuse = (_RETURN, 0, 0, _ERRNO | errno.EPERM)
-    own_or_refuse = [
+    allow = (_RETURN, 0, 0, _ALLOW)
+    own_or_refuse = [(_LOAD, 0, 0, _FIRST_ARGUMENT), (_JUMP_EQUAL, 0, 1, pid), allow, refuse]
+    self_or_refuse = [
         (_LOAD, 0, 0, _FIRST_ARGUMENT),
-        (_JUMP_EQUAL, 0, 1, pid),
-        (_RETURN, 0, 0, _ALLOW),
+        (_JUMP_EQUAL, 1, 0, pid),
+        (_JUMP_EQUAL, 0, 1, 0),
+        allow,
         refuse,
     ]
-    thread_or_refuse = [
-        (_LOAD, 0, 0, _FIRST_ARGUMENT),
-        (_JUMP_ANY_BIT, 0, 1, _CLONE_THREAD),
-        (_RETURN, 0, 0, _ALLOW),
-        refuse,
-    ]
+    thread_or_refuse = [(_LOAD, 0, 0, _FIRST_ARGUMENT), (_JUMP_ANY_BIT, 0, 1, _CLONE_THREAD), allow, refuse]
     program = [
         (_LOAD, 0, 0, _ARCHITECTURE),
         (_JUMP_EQUAL, 1, 0, machine.audit),
@@ -195,9 +202,11 @@ def _program(machine: _Architecture, pid: int) -> Sequence[tuple[int, int, int, 
     ]
     for number in machine.own_only:
         program += [(_JUMP_EQUAL, 0, len(own_or_refuse), number), *own_or_refuse]
+    for number in machine.self_only:
+        program += [(_JUMP_EQUAL, 0, len(self_or_refuse), number), *self_or_refuse]
     for number in machine.refused:
         program += [(_JUMP_EQUAL, 0, 1, number), refuse]
-    return [*program, (_RETURN, 0, 0, _ALLOW)]
+    return [*program, allow]
 
 
 def _checked(result: int) -> int:

@@ -3,6 +3,7 @@
 import ctypes
 import json
 import os
+import resource
 import signal
 import socket
 import stat
@@ -91,6 +92,13 @@ def reach_out() -> str:
         "start a program": lambda: os.execv("/bin/true", ["true"]),  # noqa: S606
         "fork": os.fork,
         "signal the zygote": lambda: os.kill(os.getppid(), 0),
+        "limit the zygote": lambda: resource.prlimit(os.getppid(), resource.RLIMIT_CPU),
+        "slow the zygote down": lambda: os.setpriority(os.PRIO_PROCESS, os.getppid(), 0),
+        "bind the zygote to a core": lambda: os.sched_setaffinity(os.getppid(), {0, 1}),
+        "shut a folder": lambda: Path("/tmp").chmod(0o1777),  # noqa: S108
+        "give a folder away": lambda: os.chown("/tmp", 0, 0),  # noqa: S108
+        "date a folder back": lambda: os.utime("/tmp"),  # noqa: S108
+        "mark a folder": lambda: os.setxattr("/tmp", "user.worse", b"x"),  # noqa: S108
         "trace": lambda: _checked(ctypes.CDLL(None, use_errno=True).ptrace(16, os.getppid(), 0, 0)),
     }
     return ", ".join(name for name, attempt in attempts.items() if _succeeds(attempt)) or "nothing"
