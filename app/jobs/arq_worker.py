@@ -110,6 +110,7 @@ class Worker:
         self._pool = redis_pool
         self._handle_signals, self._job_completion_wait = handle_signals, job_completion_wait
         self._expires_extra_ms = expires_extra_ms
+        self._serializer, self.job_serializer, self.job_deserializer = serializer, job_serializer, job_deserializer
         self._is_stopped_by_signal = False
         self._health = HealthRecord(
             health_check_key or health_key(self.queue_name),
@@ -191,7 +192,9 @@ class Worker:
         if self._pool is None:
             self._pool = await create_pool(
                 self.redis_settings,
-                serializer=self._engine.serializer,
+                serializer=self._serializer,
+                job_serializer=self.job_serializer,
+                job_deserializer=self.job_deserializer,
                 default_queue_name=self.queue_name,
                 expires_extra_ms=self._expires_extra_ms,
             )

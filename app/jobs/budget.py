@@ -4,9 +4,11 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
+from redis import asyncio as aioredis
 from redis.exceptions import RedisError, ResponseError
 
 _AWAY = re.compile("(^|-)(OOM|READONLY|MISCONF|NOREPLICAS|MASTERDOWN|CLUSTERDOWN|LOADING|NOPERM|NOAUTH) ")
@@ -74,6 +76,17 @@ class CircuitBreaker:
         kind = type(exc).__name__
         why = f"did not answer within {seconds:g} s" if isinstance(exc, TimeoutError) else f"failed: {kind}: {exc}"
         self._reason = f"Redis at {self._place} {why}; check that it runs there and takes writes"
+
+
+def within_budget(redis: aioredis.Redis) -> AbstractAsyncContextManager[Any]:
+    """Keeps the budget of an `ArqRedis` for a block that asks Redis; a plain client has none.
+
+    Raises:
+        QueueUnavailable: Redis does not answer in time, or did not a moment ago.
+    """
+    guard = getattr(redis, "within_budget", nullcontext)
+    block: AbstractAsyncContextManager[Any] = guard()
+    return block
 
 
 def _is_away(exc: Exception) -> bool:

@@ -63,13 +63,44 @@ class ArqRedis(aioredis.Redis):
             kwargs.setdefault("max_connections", MOST_CONNECTIONS)
         self.default_queue_name = default_queue_name
         self.expires_extra_ms = expires_extra_ms
-        self.serializer = choose_serializer(serializer, job_serializer, job_deserializer)
+        self._choose(serializer, job_serializer, job_deserializer)
         super().__init__(**kwargs)
         self.settings: RedisSettings | None = None  # how to reach the same Redis, where that is known
         self._breaker = None if budget is None else CircuitBreaker(budget, _place_of(self))
         self._enqueue_script = self.register_script(ENQUEUE)
         self._withdraw_script = self.register_script(WITHDRAW)
         self._coalescer: Coalescer[PackedJob, bool] = Coalescer(self._enqueue)
+
+    @property
+    def job_serializer(self) -> DictSerializer | None:
+        """arq's, if one was given; another may take its place.
+
+        Raises:
+            ValueError: there is an RQ serializer already.
+        """
+        return self._given[1]
+
+    @job_serializer.setter
+    def job_serializer(self, value: DictSerializer | None) -> None:
+        self._choose(self._given[0], value, self._given[2])
+
+    @property
+    def job_deserializer(self) -> DictDeserializer | None:
+        """As `job_serializer`."""
+        return self._given[2]
+
+    @job_deserializer.setter
+    def job_deserializer(self, value: DictDeserializer | None) -> None:
+        self._choose(self._given[0], self._given[1], value)
+
+    def _choose(
+        self,
+        serializer: Serializer | str | None,
+        job_serializer: DictSerializer | None,
+        job_deserializer: DictDeserializer | None,
+    ) -> None:
+        self.serializer = choose_serializer(serializer, job_serializer, job_deserializer)
+        self._given = serializer, job_serializer, job_deserializer
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:  # noqa: FBT001 - redis-py's signature
         """Close the client, and its pool unless that is somebody else's."""

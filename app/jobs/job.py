@@ -10,17 +10,19 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from redis import asyncio as aioredis
 from rq.command import PUBSUB_CHANNEL_TEMPLATE
 from rq.defaults import RQ_KEY_PREFIX
 from rq.job import Job as RQJob
 from rq.job import JobStatus as RQStatus
 from rq.registry import ScheduledJobRegistry
 from rq.results import Result
-from rq.serializers import Serializer
+from rq.serializers import DefaultSerializer, Serializer
 from rq.utils import as_text, utcparse
 
+from app.jobs.budget import within_budget
 from app.jobs.ids import to_rq_id
 from app.jobs.lua_client import ABORT
 from app.jobs.serializers import DictDeserializer, may_unpickle, serializer_of, unpacked
@@ -34,9 +36,6 @@ from app.jobs.values import (
     ResultNotFound,
     displayed,
 )
-
-if TYPE_CHECKING:
-    from app.jobs.client import ArqRedis
 
 _WAIT_MS = 1000
 """XREAD blocks for so long at a time, so that a job that vanishes is noticed."""
@@ -54,12 +53,12 @@ _SUCCESSFUL = Result.Type.SUCCESSFUL.value
 
 
 class Job:
-    """A handle on a job; making one does no I/O."""
+    """A handle on a job; making one does no I/O. `redis` may be a plain client of redis-py."""
 
     def __init__(
         self,
         job_id: str,
-        redis: "ArqRedis",
+        redis: aioredis.Redis,
         _queue_name: str = "arq:queue",
         _deserializer: Serializer | DictDeserializer | str | None = None,
     ) -> None:
@@ -77,7 +76,9 @@ class Job:
 
     @property
     def _serializer(self) -> Serializer:
-        return self._redis.serializer if self._deserializer is None else serializer_of(self._deserializer)
+        if self._deserializer is not None:
+            return serializer_of(self._deserializer)
+        return getattr(self._redis, "serializer", DefaultSerializer)  # of a plain client: pickle, as arq
 
     async def status(self) -> JobStatus:
         """Where the job is; success and failure are both `complete`.
@@ -85,7 +86,7 @@ class Job:
         Raises:
             QueueUnavailable: with a budget, Redis is away.
         """
-        async with self._redis.within_budget():
+        async with within_budget(self._redis):
             status = await _awaited(self._redis.hget(self._key, "status"))
             if status is None:
                 has_result = await _awaited(self._redis.exists(self._results_key))
@@ -110,7 +111,7 @@ class Job:
         pipeline = self._redis.pipeline(transaction=True)
         pipeline.hgetall(self._key)
         pipeline.zscore(ScheduledJobRegistry.key_template.format(self._queue_name), self._rq_id)
-        async with self._redis.within_budget():
+        async with within_budget(self._redis):
             raw, due = await pipeline.execute()
         if not raw:
             return None
@@ -134,7 +135,7 @@ class Job:
         pipeline = self._redis.pipeline(transaction=False)
         pipeline.xrevrange(self._results_key, count=1)
         pipeline.hgetall(self._key)
-        async with self._redis.within_budget():
+        async with within_budget(self._redis):
             entries, raw = await pipeline.execute()
         if not entries:
             return None
@@ -204,7 +205,7 @@ class Job:
         """
         command = json.dumps({"command": "stop-job", "job_id": self._rq_id, "abort": True})
         script = self._redis.register_script(ABORT)
-        async with self._redis.within_budget():
+        async with within_budget(self._redis):
             await script((), [RQ_KEY_PREFIX, self._rq_id, ABORT_FIELD, PUBSUB_CHANNEL_TEMPLATE % "", command])
         try:
             await self.result(timeout, poll_delay=poll_delay)
