@@ -14,12 +14,13 @@ import anyio
 import uvloop
 from rq.serializers import Serializer
 
+from app.jobs.calls import MOST_BODY_BYTES
 from app.jobs.client import DAY_MS, DEFAULT_QUEUE, ArqRedis, create_pool, log_redis_info
 from app.jobs.cron import CronJob, enqueue_due
 from app.jobs.executor import Hook
 from app.jobs.functions import Duration, Function, func, seconds_of
 from app.jobs.health import HealthRecord, check_health_with, health_key
-from app.jobs.serializers import DictDeserializer, DictSerializer, choose_serializer
+from app.jobs.serializers import ArqSerializer, DictDeserializer, DictSerializer, choose_serializer
 from app.jobs.settings import RedisSettings, settings_of
 from app.jobs.values import JobResult
 from app.jobs.worker import AsyncWorker
@@ -27,6 +28,8 @@ from app.jobs.worker import AsyncWorker
 logger = logging.getLogger("arq.worker")
 
 _SHORTEST_POLL_SECONDS = 0.01
+_REDIS_STRING_BYTES = 512 * 1024 * 1024
+"""The limit of arguments in arq, which packs them in a Redis string."""
 WorkerSettings = type | Mapping[str, Any]
 
 
@@ -117,13 +120,15 @@ class Worker:
             self.queue_name,
             seconds_of(health_check_interval) or 0.0,
         )
+        chosen = _serializer_of(redis_pool, serializer, job_serializer, job_deserializer)
         self._engine = AsyncWorker(
             [self.queue_name],
             redis_settings=self.redis_settings or _settings_of(redis_pool),
             functions=[
                 each.as_function() if isinstance(each, CronJob) else each for each in self.functions.values()
             ],
-            serializer=_serializer_of(redis_pool, serializer, job_serializer, job_deserializer),
+            serializer=chosen,
+            max_body_bytes=_REDIS_STRING_BYTES if isinstance(chosen, ArqSerializer) else MOST_BODY_BYTES,
             ctx={} if ctx is None else ctx,
             max_jobs=max_jobs,
             max_tries=max_tries,

@@ -20,6 +20,7 @@ from app.jobs.values import DeserializationError, JobExecutionFailed
 
 JobFunction = Callable[..., Any]
 
+MOST_BODY_BYTES = 16 * 1024 * 1024
 _THREAD_GRACE_SECONDS = 0.5
 
 
@@ -38,6 +39,7 @@ class JobRefused(JobExecutionFailed):
 class Call:
     """What a job calls; `limits` is how arq's function was registered."""
 
+    name: str
     function: JobFunction
     args: Sequence[Any]
     kwargs: dict[str, Any]
@@ -107,12 +109,12 @@ class CallReader:
         running.is_arqs = name == TRAMPOLINE
         if running.is_arqs:
             function, limits = self._table.find(args[0])
-            return Call(function, args[1:], kwargs, True, _is_coroutine(function), limits)
+            return Call(args[0], function, args[1:], kwargs, True, _is_coroutine(function), limits)
         if instance is not None:
             function = getattr(instance, name)
-            return Call(function, args, kwargs, False, inspect.iscoroutinefunction(function), None)
+            return Call(name, function, args, kwargs, False, inspect.iscoroutinefunction(function), None)
         function, limits = self._table.find(name)
-        return Call(function, args, kwargs, False, _is_coroutine(function), limits)
+        return Call(name, function, args, kwargs, False, _is_coroutine(function), limits)
 
     def _body(self, running: Running) -> bytes:
         packed = running.raw[b"data"]

@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import json
-import pickle
 import time
 import warnings
 import zlib
@@ -25,7 +24,7 @@ from rq.utils import as_text, utcparse
 from app.jobs.budget import within_budget
 from app.jobs.ids import to_rq_id
 from app.jobs.lua_client import ABORT
-from app.jobs.serializers import DictDeserializer, may_unpickle, serializer_of, unpacked
+from app.jobs.serializers import DictDeserializer, serializer_of, stored_exception, unpacked
 from app.jobs.trampoline import TRAMPOLINE
 from app.jobs.values import (
     DeserializationError,
@@ -34,6 +33,7 @@ from app.jobs.values import (
     JobResult,
     JobStatus,
     ResultNotFound,
+    SerializationError,
     displayed,
 )
 
@@ -171,6 +171,7 @@ class Job:
 
         Raises:
             the job's own exception with pickle; otherwise JobExecutionFailed with the last line of its traceback.
+            SerializationError: `job_serializer` took the exception and made something else of it.
             CancelledError: it was stopped or cancelled.
             ResultNotFound: there is neither job nor result.
             TimeoutError: after `timeout` seconds.
@@ -190,8 +191,10 @@ class Job:
                 await self._wait_for_entry(deadline)
             elif found.success:
                 return found.result
-            else:
+            elif isinstance(found.result, BaseException):
                 raise found.result
+            else:  # what a `job_serializer` made of it
+                raise SerializationError(found.result)
 
     async def abort(self, *, timeout: float | None = None, poll_delay: float = 0.5) -> bool:  # noqa: ASYNC109
         """Ask for the job to be stopped, then wait: True if it ended as cancelled, False if it ended otherwise.
@@ -268,15 +271,12 @@ class Job:
         except Exception as exc:
             raise DeserializationError("unable to deserialize job result") from exc
 
-    def _exception_of(self, entry: dict[str, str]) -> BaseException:
+    def _exception_of(self, entry: dict[str, str]) -> Any:
         if int(entry["type"]) == _STOPPED:
             return asyncio.CancelledError()
-        if "exception" in entry and may_unpickle(self._serializer):
-            try:
-                error = pickle.loads(base64.b64decode(entry["exception"]))  # noqa: S301 - the serializer is pickle
-            except Exception:  # noqa: BLE001 - its class may be unknown here; the traceback's text is always there
-                error = None
-            if isinstance(error, BaseException):
+        if "exception" in entry:
+            error = stored_exception(self._serializer, base64.b64decode(entry["exception"]))
+            if error is not None:
                 return error
         return failure_of(entry)
 

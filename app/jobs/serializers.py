@@ -3,14 +3,14 @@
 import pickle
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rq.serializers import DefaultSerializer, PickleSerializer, Serializer, resolve_serializer
 
 from app.jobs.trampoline import TRAMPOLINE
 
-DictSerializer = Callable[[dict[str, Any]], bytes]
+DictSerializer = Callable[[dict[str, Any]], bytes | str]
 DictDeserializer = Callable[[bytes], dict[str, Any]]
 _UNPICKLING = (DefaultSerializer, PickleSerializer)
 
@@ -19,8 +19,8 @@ class ArqSerializer:
     """An RQ serializer made of arq's `job_serializer` and `job_deserializer`; pickle stands in for a missing one.
 
     arq hands these functions a dict. RQ serializes a call, (path, instance, args, kwargs), a job's result and its
-    meta. So an arq job's call becomes arq's job dict, keys t f a k et, and anything else stands under r in a dict
-    with the keys of arq's result. Make it a module's variable to name it to `rq worker --serializer`.
+    meta. So an arq job's call becomes arq's job dict, keys t f a k et; anything else, exceptions too, stands under
+    r in a dict with the keys of arq's result. Make it a module's variable to name it to `rq worker --serializer`.
     """
 
     def __init__(
@@ -40,9 +40,13 @@ class ArqSerializer:
         now_ms = round(time.time() * 1000)
         if _is_arqs_call(obj):
             _, _, (name, *args), kwargs = obj
-            return self._dumps({"t": None, "f": name, "a": tuple(args), "k": kwargs, "et": now_ms})
+            return self._packed({"t": None, "f": name, "a": tuple(args), "k": kwargs, "et": now_ms})
         call = {"t": 1, "f": "", "a": (), "k": {}, "et": now_ms}
-        return self._dumps({**call, "s": True, "r": obj, "st": now_ms, "ft": now_ms, "q": "", "id": ""})
+        return self.dumps_result(obj, {**call, "s": True, "st": now_ms, "ft": now_ms, "q": "", "id": ""})
+
+    def dumps_result(self, value: Any, known: Mapping[str, Any]) -> bytes:
+        """The bytes of a result, or of an exception, with what is known of its job under arq's keys."""
+        return self._packed({**known, "r": value})
 
     def loads(self, data: bytes, /) -> Any:
         """What `dumps` was given, as far as the functions keep types."""
@@ -50,6 +54,10 @@ class ArqSerializer:
         if "r" in fields:
             return fields["r"]
         return TRAMPOLINE, None, (fields["f"], *fields["a"]), fields["k"]
+
+    def _packed(self, fields: dict[str, Any]) -> bytes:
+        made = self._dumps(fields)
+        return made.encode() if isinstance(made, str) else made
 
 
 def _is_arqs_call(obj: Any) -> bool:
@@ -83,6 +91,20 @@ def serializer_of(given: "Serializer | DictDeserializer | str") -> Serializer:
 def may_unpickle(serializer: Serializer) -> bool:
     """Whether whoever chose this serializer trusts what Redis holds with running code."""
     return serializer in _UNPICKLING or (isinstance(serializer, ArqSerializer) and serializer.unpickles)
+
+
+def stored_exception(serializer: Serializer, stored: bytes) -> Any:
+    """A job's exception, or what arq's two functions make of it; None where nothing is to be made of it.
+
+    It is unpickled only where the serializer trusts Redis with that.
+    """
+    try:
+        if may_unpickle(serializer):
+            error = pickle.loads(stored)  # noqa: S301 - the serializer is pickle
+            return error if isinstance(error, BaseException) else None
+        return serializer.loads(stored) if isinstance(serializer, ArqSerializer) else None
+    except Exception:  # noqa: BLE001 - its class may be unknown here; the traceback's text is always there
+        return None
 
 
 def unpacked(data: bytes) -> bytes:

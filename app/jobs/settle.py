@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 from rq.defaults import DEFAULT_FAILURE_TTL, RQ_KEY_PREFIX, UNSERIALIZABLE_RETURN_VALUE_PAYLOAD
 from rq.results import Result
 
+from app.jobs.ids import from_rq_id
 from app.jobs.lua import SETTLE
 from app.jobs.rq_settle import RQSettler
 from app.jobs.running import AskedAgain, Ending, Errored, GivenBack, Running, Stopped, Succeeded
+from app.jobs.serializers import ArqSerializer
 from app.jobs.values import SerializationError
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ class Settlement:
     running: Running
     ending: Ending
     ended: float
+    dumped: bytes | None = None  # the value, once it has been serialized
 
 
 class Settler:
@@ -129,7 +132,7 @@ class Settler:
         # only a run that was cancelled at work counts as a try
         tries = running.job_try if kind is not GivenBack or running.task is not None else running.job_try - 1
         result_type = Result.Type.STOPPED.value if kind is Stopped and running.is_arqs else _TYPES[kind]
-        result_fields = self._result_fields(running, ending)
+        result_fields = self._result_fields(settlement)
         job_fields = self._job_fields(running)
         moment = datetime.fromtimestamp(ended, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         line = (
@@ -140,31 +143,25 @@ class Settler:
         )
         return [line, *result_fields, *job_fields]
 
-    def _dumps(self, running: Running, value: Any) -> bytes:
-        try:
-            dumped: bytes = running.serializer.dumps(value)
-        except Exception:  # noqa: BLE001 - as rq.results.Result.serialize
-            dumped = running.serializer.dumps(UNSERIALIZABLE_RETURN_VALUE_PAYLOAD)
-        return dumped
-
     def _serializable(self, settlement: Settlement) -> Ending:
         """arq: a result that cannot be stored makes the job fail."""
         running, ending = settlement.running, settlement.ending
         if not isinstance(ending, Succeeded) or ending.value is None or not running.is_arqs:
             return ending
         try:
-            running.serializer.dumps(ending.value)
+            settlement.dumped = _dumps(settlement, ending.value)
         except Exception as exc:  # noqa: BLE001 - whatever the serializer raises
             logger.warning("error serializing result of %s: %s", running.job_id, exc)
             return Errored(SerializationError("unable to serialize result"))
         return ending
 
-    def _result_fields(self, running: Running, ending: Ending) -> list[Any]:
-        """RQ's, and arq's beside them: the try, and the exception itself where pickle is trusted anyway."""
+    def _result_fields(self, settlement: Settlement) -> list[Any]:
+        """RQ's, and arq's beside them: the try, and the exception itself."""
+        running, ending = settlement.running, settlement.ending
         fields: list[Any] = []
         if isinstance(ending, Succeeded):
             if ending.value is not None:
-                fields += ("return_value", b64encode(self._dumps(running, ending.value)))
+                fields += ("return_value", b64encode(settlement.dumped or _dumped(running, ending.value)))
         elif isinstance(ending, Errored):
             fields += ("exc_string", _packed(ending.exc_string))
         elif isinstance(ending, Stopped):
@@ -172,12 +169,21 @@ class Settler:
         if not running.is_arqs:
             return fields
         fields += ("job_try", running.job_try)
-        if isinstance(ending, Errored) and self._worker.trusts_redis:
-            try:
-                fields += ("exception", b64encode(pickle.dumps(ending.error)))
-            except Exception as exc:  # noqa: BLE001 - an exception may hold anything; its traceback is kept
-                logger.debug("job %s: its exception cannot be pickled: %s", running.job_id, exc)
+        if isinstance(ending, Errored):
+            stored = self._dumped_exception(settlement, ending.error)
+            if stored is not None:
+                fields += ("exception", b64encode(stored))
         return fields
+
+    def _dumped_exception(self, settlement: Settlement, error: BaseException) -> bytes | None:
+        """By pickle where that is trusted anyway, or by arq's `job_serializer`, if it takes it."""
+        try:
+            if self._worker.trusts_redis:
+                return pickle.dumps(error)
+            return _dumps(settlement, error) if isinstance(settlement.running.serializer, ArqSerializer) else None
+        except Exception as exc:  # noqa: BLE001 - an exception may hold anything; its traceback is kept
+            logger.debug("job %s: its exception cannot be serialized: %s", settlement.running.job_id, exc)
+            return None
 
     def _job_fields(self, running: Running) -> list[Any]:
         """What the function may have changed in its job, which RQ saves too."""
@@ -199,6 +205,36 @@ class Settler:
             return ttl, ttl
         stored = own if own is not None else running.ttl_of("failure_ttl")
         return (DEFAULT_FAILURE_TTL if stored is None else stored), stored
+
+
+def _dumps(settlement: Settlement, value: Any) -> bytes:
+    """Serialize a value; arq's `job_serializer` also gets what is known of the job, under arq's keys."""
+    running, serializer = settlement.running, settlement.running.serializer
+    if not isinstance(serializer, ArqSerializer):
+        dumped: bytes = serializer.dumps(value)
+        return dumped
+    call, enqueued = running.call, datetime.fromisoformat(running.raw[b"created_at"].decode())
+    known = {
+        "t": running.job_try,
+        "f": "<unknown>" if call is None else call.name,
+        "a": () if call is None else tuple(call.args),
+        "k": {} if call is None else call.kwargs,
+        "et": round(enqueued.timestamp() * 1000),
+        "s": isinstance(settlement.ending, Succeeded),
+        "st": round(running.started * 1000),
+        "ft": round(settlement.ended * 1000),
+        "q": running.queue_name,
+        "id": from_rq_id(running.job_id),
+    }
+    return serializer.dumps_result(value, known)
+
+
+def _dumped(running: Running, value: Any) -> bytes:
+    try:
+        dumped: bytes = running.serializer.dumps(value)
+    except Exception:  # noqa: BLE001 - as rq.results.Result.serialize
+        dumped = running.serializer.dumps(UNSERIALIZABLE_RETURN_VALUE_PAYLOAD)
+    return dumped
 
 
 def _packed(text: str) -> bytes:

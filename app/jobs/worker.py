@@ -19,7 +19,7 @@ from rq.registry import ScheduledJobRegistry
 from rq.utils import now
 from rq.worker import DequeueStrategy
 
-from app.jobs.calls import CallReader, FunctionTable, JobFunction
+from app.jobs.calls import MOST_BODY_BYTES, CallReader, FunctionTable, JobFunction
 from app.jobs.claim import Claimer
 from app.jobs.commands import listen
 from app.jobs.executor import Executor, Hook
@@ -40,7 +40,6 @@ _SETTLE_SECONDS = 10.0
 """How long a shutdown waits for Redis to take the last endings; what it misses runs again after a lease."""
 _LAST_CLAIM_SECONDS = 1.0
 _SUBSCRIBE_SECONDS = 1.0
-_MOST_BODY_BYTES = 16 * 1024 * 1024
 
 Tick = Callable[[], Awaitable[float | None]]
 
@@ -79,7 +78,7 @@ class AsyncWorker(RegisteredWorker):
         log_results: bool = True,
         poll_seconds: float = 1.0,
         burst_waits_for_deferred: bool = False,
-        max_body_bytes: int = _MOST_BODY_BYTES,
+        max_body_bytes: int = MOST_BODY_BYTES,
         lease_seconds: float = 60.0,
         shutdown_grace_seconds: float = 25.0,
         prepare_for_work: bool = True,
