@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
-from datetime import UTC, datetime
+from datetime import datetime
 from operator import attrgetter
 from typing import Any
 
@@ -178,7 +178,7 @@ class ArqRedis(aioredis.Redis):
             found = await Job(job_id, self, _deserializer=self.serializer).result_info()
             if found is not None:
                 results.append(found)
-        return sorted(results, key=lambda each: each.enqueue_time or datetime.min.replace(tzinfo=UTC))
+        return sorted(results, key=attrgetter("enqueue_time"))
 
     async def queued_jobs(self, *, queue_name: str | None = None) -> list[JobDef]:
         """Jobs of a queue that wait, are due later, or run, by the time they are due.

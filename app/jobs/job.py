@@ -145,6 +145,7 @@ class Job:
             self._seen = as_text(entries[0][0])
             return None
         definition = self._known_definition(raw)
+        written = int(as_text(entries[0][0]).partition("-")[0]) / 1000
         return JobResult(
             function=definition.function,
             args=definition.args,
@@ -155,8 +156,8 @@ class Job:
             job_id=self.job_id,
             success=kind == _SUCCESSFUL,
             result=self._value_of(entry) if kind == _SUCCESSFUL else self._exception_of(entry),
-            start_time=_moment(entry.get("execution_started_at")),
-            finish_time=_moment(entry.get("execution_ended_at")),
+            start_time=_moment(entry.get("execution_started_at") or written),
+            finish_time=_moment(entry.get("execution_ended_at") or written),
             queue_name=as_text(raw.get(b"origin", b"")) or self._queue_name,
         )
 
@@ -244,7 +245,7 @@ class Job:
                 return self._definition(raw)
         except DeserializationError:
             pass
-        return JobDef("<unknown>", (), {}, None, None, None, self.job_id)
+        return JobDef("<unknown>", (), {}, None, _moment(0), None, self.job_id)
 
     def _definition(self, raw: Mapping[bytes, bytes]) -> JobDef:
         try:
@@ -293,8 +294,8 @@ def failure_of(entry: Mapping[str, str]) -> BaseException:
     return JobExecutionFailed(lines[-1] if lines else "the job failed without a traceback")
 
 
-def _moment(text: str | None) -> datetime | None:
-    return displayed(datetime.fromtimestamp(float(text), UTC)) if text else None
+def _moment(seconds: str | float) -> datetime:
+    return displayed(datetime.fromtimestamp(float(seconds), UTC))
 
 
 async def _awaited(answer: Any) -> Any:

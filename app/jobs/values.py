@@ -24,30 +24,35 @@ class JobStatus(str, Enum):  # noqa: UP042 - arq's bases: str() of a member show
     not_found = "not_found"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass
 class JobDef:
     """A job as it was enqueued; `score` is the time it is due, in ms since the epoch, None once it is over.
 
-    `job_try` is None before the first run, or where `_job_try` was given, that.
+    `job_try` is None before the first run, or where `_job_try` was given, that. As in arq `enqueue_time` is the
+    epoch where it is not known any more, and callers may change what they were given.
     """
 
     function: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     job_try: int | None
-    enqueue_time: datetime | None
+    enqueue_time: datetime
     score: int | None
     job_id: str
 
+    def __post_init__(self) -> None:
+        if self.score is not None:
+            self.score = int(self.score)
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass
 class JobResult(JobDef):
     """A job that is over; `result` is the exception if it failed."""
 
     success: bool
     result: Any
-    start_time: datetime | None
-    finish_time: datetime | None
+    start_time: datetime
+    finish_time: datetime
     queue_name: str
 
 

@@ -1,8 +1,10 @@
 """What code expects that has only changed its import: arq's attributes, types and names (arq 0.28)."""
 
+import dataclasses
 import json
 import pickle
 import re
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from rq.serializers import JSONSerializer
 from app.jobs import (
     ArqRedis,
     Job,
+    JobDef,
     JobExecutionFailed,
     JobStatus,
     RedisSettings,
@@ -157,6 +160,37 @@ async def test_a_serializer_is_told_whose_result_it_is(redis_url: str) -> None:
         "t": 2, "f": "multiply", "a": (6,), "k": {"right": 7}, "s": True, "r": 42, "q": "arq:queue", "id": "of:mine"
     }  # fmt: skip
     await pool.aclose()
+
+
+async def test_definitions_and_results_are_the_callers_to_change(redis_url: str, arq_pool: ArqRedis) -> None:
+    job = await arq_pool.enqueue_job("multiply", 6, 7)
+    assert job is not None
+    found = await job.info()
+    assert found is not None
+    found.score = 5
+    assert vars(found)["score"] == 5
+    assert JobDef("f", (), {}, None, found.enqueue_time, 1.9, "x").score == 1  # type: ignore[arg-type]
+    await run_all(redis_url, multiply)
+    result = await job.result_info()
+    assert result is not None
+    assert {field.name for field in dataclasses.fields(result)} == set(vars(result))
+    result.job_id = "another"
+
+
+async def test_a_result_whose_record_is_gone_was_enqueued_at_the_epoch(redis_url: str, arq_pool: ArqRedis) -> None:
+    job = await arq_pool.enqueue_job("multiply", 6, 7)
+    assert job is not None
+    await run_all(redis_url, multiply)
+    known = await job.result_info()
+    assert known is not None
+    await arq_pool.delete(f"rq:job:{job.job_id}")
+    (found,) = await arq_pool.all_job_results()
+    assert found.enqueue_time == datetime(1970, 1, 1, tzinfo=UTC)
+    assert (found.function, found.start_time, found.finish_time) == (
+        "<unknown>",
+        known.start_time,
+        known.finish_time,
+    )
 
 
 async def test_a_job_may_be_asked_for_with_a_plain_client(redis_url: str, arq_pool: ArqRedis) -> None:
