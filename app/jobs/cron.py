@@ -13,7 +13,7 @@ from rq.defaults import DEFAULT_CRON_JOB_HISTORY_LIMIT, DEFAULT_CRON_JOB_HISTORY
 
 from app.jobs.functions import Duration, Function, seconds_of
 from app.jobs.ids import to_rq_id
-from app.jobs.trampoline import import_by_name
+from app.jobs.trampoline import import_string
 
 if TYPE_CHECKING:
     from app.jobs.client import ArqRedis
@@ -155,10 +155,11 @@ def cron(  # noqa: PLR0913 - arq's signature
 
     Raises:
         RuntimeError: it is no coroutine function.
+        ImportError: nothing can be imported from that path.
     """
     if isinstance(coroutine, str):
         name = name or f"cron:{coroutine}"
-        coroutine = import_by_name(coroutine)
+        coroutine = import_string(coroutine)
     if not inspect.iscoroutinefunction(coroutine):
         raise RuntimeError(f"{coroutine} is not a coroutine function")
     return CronJob(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from app.jobs.trampoline import import_by_name
+from app.jobs.trampoline import import_string
 
 Duration = float | timedelta
 
@@ -45,12 +45,13 @@ def func(
 
     Raises:
         RuntimeError: it is no coroutine function.
+        ImportError: nothing can be imported from that path.
     """
     if isinstance(coroutine, Function):
         return coroutine
     if isinstance(coroutine, str):
         name = name or coroutine
-        coroutine = import_by_name(coroutine)
+        coroutine = import_string(coroutine)
     if not inspect.iscoroutinefunction(coroutine):
         raise RuntimeError(f"{coroutine} is not a coroutine function")
     return Function(

@@ -4,6 +4,7 @@ A stock `rq worker` imports and runs `run_by_name`, which imports the named func
 up among the functions that it was given and calls it with its own `ctx`.
 """
 
+import importlib
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -33,6 +34,22 @@ def import_by_name(name: str) -> Callable[..., Any]:
         return import_attribute(name)
     except (ImportError, AttributeError, ValueError) as exc:
         raise JobExecutionFailed(f"function '{name}' not found") from exc
+
+
+def import_string(dotted_path: str) -> Any:
+    """What a module holds under a name; as arq's, for paths in the code of whoever runs the worker.
+
+    Raises:
+        ImportError: there is no such module (or what it imports), or it has no such name.
+    """
+    module_path, _, name = dotted_path.strip(" ").rpartition(".")
+    if not module_path:
+        raise ImportError(f'"{dotted_path}" doesn\'t look like a module path')
+    module = importlib.import_module(module_path)
+    try:
+        return getattr(module, name)
+    except AttributeError as exc:
+        raise ImportError(f'Module "{module_path}" does not define a "{name}" attribute') from exc
 
 
 async def run_by_name(name: str, *args: Any, **kwargs: Any) -> Any:

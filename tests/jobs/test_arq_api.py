@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pickle
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,6 +22,7 @@ from app.jobs import (
     SerializationError,
     Worker,
     create_pool,
+    cron,
     func,
 )
 
@@ -191,6 +193,24 @@ async def test_a_result_whose_record_is_gone_was_enqueued_at_the_epoch(redis_url
         known.start_time,
         known.finish_time,
     )
+
+
+@pytest.mark.parametrize("register", [func, cron])
+@pytest.mark.parametrize(
+    ("path", "error", "text"),
+    [
+        ("multiply", ImportError, '"multiply" doesn\'t look like a module path'),
+        ("tests.jobs.nowhere.f", ModuleNotFoundError, "No module named 'tests.jobs.nowhere'"),
+        ("tests.jobs.functions.f", ImportError, 'Module "tests.jobs.functions" does not define a "f" attribute'),
+    ],
+)
+def test_a_path_that_leads_nowhere_says_so(
+    register: Callable[[str], object], path: str, error: type[ImportError], text: str
+) -> None:
+    with pytest.raises(error) as caught:
+        register(path)
+    assert (type(caught.value), str(caught.value)) == (error, text)
+    assert register(" tests.jobs.functions.multiply")
 
 
 async def test_a_job_may_be_asked_for_with_a_plain_client(redis_url: str, arq_pool: ArqRedis) -> None:
