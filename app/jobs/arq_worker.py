@@ -14,6 +14,7 @@ import anyio
 import uvloop
 from rq.serializers import Serializer
 
+from app.jobs.arq_attributes import Attributes
 from app.jobs.calls import MOST_BODY_BYTES
 from app.jobs.client import DAY_MS, DEFAULT_QUEUE, ArqRedis, create_pool, log_redis_info
 from app.jobs.cron import CronJob, enqueue_due
@@ -50,11 +51,12 @@ class FailedJobs(RuntimeError):
         return f"<{self}>"
 
 
-class Worker:
+class Worker(Attributes):
     """Runs the jobs of one queue; parameters, defaults and endings are arq's, times seconds or timedelta.
 
     `poll_delay` is how often due jobs are looked for: new ones wake the worker by themselves, so
-    `queue_read_limit` means nothing here. `serializer` and `lease_seconds` are this package's own.
+    `queue_read_limit` means nothing here. `serializer` and `lease_seconds` are this package's own. arq's public
+    attributes are there (`Attributes`), and `functions` may be added to.
 
     Raises:
         RuntimeError: no function at all, one that is no coroutine function, or a cron job that is none.
@@ -98,10 +100,9 @@ class Worker:
         serializer: Serializer | str | None = None,
         lease_seconds: float = 60.0,
     ) -> None:
-        del queue_read_limit
         if queue_name is None and redis_pool is None:
             raise ValueError("If queue_name is absent, redis_pool must be present.")
-        self.queue_name: str = queue_name or (redis_pool.default_queue_name if redis_pool else DEFAULT_QUEUE)
+        self.queue_name = queue_name or (redis_pool.default_queue_name if redis_pool else DEFAULT_QUEUE)
         self.cron_jobs = list(cron_jobs or ())
         self.functions = _by_name(functions, self.cron_jobs)
         self.burst, self.max_burst_jobs = burst, max_burst_jobs
@@ -112,7 +113,8 @@ class Worker:
         self.redis_settings = None if redis_pool is not None else redis_settings or RedisSettings()
         self._pool = redis_pool
         self._handle_signals, self._job_completion_wait = handle_signals, job_completion_wait
-        self._expires_extra_ms = expires_extra_ms
+        self.expires_extra_ms = expires_extra_ms
+        self.queue_read_limit = queue_read_limit or max(max_jobs * 5, 100)
         self._serializer, self.job_serializer, self.job_deserializer = serializer, job_serializer, job_deserializer
         self._is_stopped_by_signal = False
         self._health = HealthRecord(
@@ -124,9 +126,7 @@ class Worker:
         self._engine = AsyncWorker(
             [self.queue_name],
             redis_settings=self.redis_settings or _settings_of(redis_pool),
-            functions=[
-                each.as_function() if isinstance(each, CronJob) else each for each in self.functions.values()
-            ],
+            functions=self.functions,
             serializer=chosen,
             max_body_bytes=_REDIS_STRING_BYTES if isinstance(chosen, ArqSerializer) else MOST_BODY_BYTES,
             ctx={} if ctx is None else ctx,
@@ -179,7 +179,7 @@ class Worker:
             FailedJobs: some have failed.
         """
         if retry_jobs is not None:
-            self._engine.retry_jobs = retry_jobs
+            self.retry_jobs = retry_jobs
         if max_burst_jobs is not None:
             self.max_burst_jobs = max_burst_jobs
         await self.async_run()
@@ -201,7 +201,7 @@ class Worker:
                 job_serializer=self.job_serializer,
                 job_deserializer=self.job_deserializer,
                 default_queue_name=self.queue_name,
-                expires_extra_ms=self._expires_extra_ms,
+                expires_extra_ms=self.expires_extra_ms,
             )
         self._engine.arq_redis = self.ctx["redis"] = self._pool
         logger.info("Starting worker for %d functions: %s", len(self.functions), ", ".join(self.functions))
@@ -290,26 +290,6 @@ class Worker:
         if self._pool is None:
             raise RuntimeError("the worker has no pool: it has not been started, or was closed")
         return self._pool
-
-    @property
-    def ctx(self) -> dict[Any, Any]:
-        """What the functions and hooks share."""
-        return self._engine.ctx
-
-    @property
-    def jobs_complete(self) -> int:
-        """Jobs that have succeeded here."""
-        return self._engine.jobs_complete
-
-    @property
-    def jobs_failed(self) -> int:
-        """Jobs that have failed here."""
-        return self._engine.jobs_failed
-
-    @property
-    def jobs_retried(self) -> int:
-        """Runs that ended with another run to come."""
-        return self._engine.jobs_retried
 
     def __repr__(self) -> str:
         return (

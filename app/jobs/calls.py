@@ -4,7 +4,7 @@ import asyncio
 import functools
 import inspect
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from rq.exceptions import DeserializationError as RQDeserializationError
 from rq.queue import Queue
 from rq.timeouts import JobTimeoutException, TimerDeathPenalty
 
+from app.jobs.cron import CronJob
 from app.jobs.functions import Function
 from app.jobs.running import Running
 from app.jobs.serializers import unpacked
@@ -19,6 +20,7 @@ from app.jobs.trampoline import TRAMPOLINE, function_name, import_by_name
 from app.jobs.values import DeserializationError, JobExecutionFailed
 
 JobFunction = Callable[..., Any]
+Functions = Sequence[Function | JobFunction] | Mapping[str, Function | CronJob]
 
 MOST_BODY_BYTES = 16 * 1024 * 1024
 _THREAD_GRACE_SECONDS = 0.5
@@ -49,19 +51,10 @@ class Call:
 
 
 class FunctionTable:
-    """The functions that may run. Without a list every importable one may, as with RQ."""
+    """The functions that may run. Without a list every importable one may, as with RQ; a dict may change."""
 
-    def __init__(self, functions: "Sequence[Function | JobFunction] | None") -> None:
-        self._by_name: dict[str, Function] | None = None
-        if functions is None:
-            return
-        self._by_name = {}
-        for each in functions:
-            if isinstance(each, Function):
-                self._by_name[each.name] = each
-            else:
-                named = Function(each.__qualname__, each, None, None, None, None)
-                self._by_name |= {each.__qualname__: named, function_name(each): named}
+    def __init__(self, functions: Functions | None) -> None:
+        self._by_name = None if functions is None else _by_name(functions)
 
     def find(self, name: str) -> tuple[JobFunction, Function | None]:
         """The function of this name, and how it was registered.
@@ -74,7 +67,20 @@ class FunctionTable:
         found = self._by_name.get(name)
         if found is None:
             raise JobExecutionFailed(f"function {name!r} not found")
-        return found.coroutine, found
+        return found.coroutine, found.as_function() if isinstance(found, CronJob) else found
+
+
+def _by_name(functions: Functions) -> Mapping[str, Function | CronJob]:
+    if isinstance(functions, Mapping):
+        return functions
+    by_name = {}
+    for each in functions:
+        if isinstance(each, Function):
+            by_name[each.name] = each
+        else:
+            named = Function(each.__qualname__, each, None, None, None, None)
+            by_name |= {each.__qualname__: named, function_name(each): named}
+    return by_name
 
 
 class CallReader:

@@ -30,9 +30,9 @@ class HealthRecord:
     """Keeps a worker's health record."""
 
     def __init__(self, key: str, queue_name: str, interval_seconds: float) -> None:
-        self._key = key
+        self.key = key
         self._queue_name = queue_name
-        self._interval_seconds = interval_seconds
+        self.interval_seconds = interval_seconds
         self._next = 0.0
         self._logged: str | None = None
 
@@ -43,17 +43,17 @@ class HealthRecord:
             return left
         counts = f"{_counts(engine)} queued={await self._queued(redis)}"
         line = f"{datetime.now():%b-%d %H:%M:%S} {counts}"  # noqa: DTZ005 - arq's, in local time
-        await redis.set(self._key, line, px=int((self._interval_seconds + 1) * 1000))
+        await redis.set(self.key, line, px=int((self.interval_seconds + 1) * 1000))
         if self._logged is not None and counts != self._logged:
             logger.info("recording health: %s", line)
         self._logged = counts
-        self._next = time.monotonic() + self._interval_seconds
-        return self._interval_seconds
+        self._next = time.monotonic() + self.interval_seconds
+        return self.interval_seconds
 
     async def end(self, redis: ArqRedis) -> None:
         """Remove the record."""
         self._next = 0.0
-        await redis.delete(self._key)
+        await redis.delete(self.key)
 
     async def _queued(self, redis: ArqRedis) -> int:
         pipeline = redis.pipeline(transaction=False)

@@ -5,7 +5,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -19,11 +19,10 @@ from rq.registry import ScheduledJobRegistry
 from rq.utils import now
 from rq.worker import DequeueStrategy
 
-from app.jobs.calls import MOST_BODY_BYTES, CallReader, FunctionTable, JobFunction
+from app.jobs.calls import MOST_BODY_BYTES, CallReader, Functions, FunctionTable
 from app.jobs.claim import Claimer
 from app.jobs.commands import listen
 from app.jobs.executor import Executor, Hook
-from app.jobs.functions import Function
 from app.jobs.heartbeat import HeartbeatThread
 from app.jobs.membership import RegisteredWorker
 from app.jobs.running import Running
@@ -61,7 +60,7 @@ class AsyncWorker(RegisteredWorker):
         *,
         connection: Redis | None = None,
         redis_settings: RedisSettings | None = None,
-        functions: Sequence[Function | JobFunction] | None = None,
+        functions: Functions | None = None,
         ctx: dict[str, Any] | None = None,
         max_jobs: int = 10,
         max_tries: int = 5,

@@ -5,7 +5,7 @@ import json
 import pickle
 import re
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -19,6 +19,7 @@ from app.jobs import (
     JobExecutionFailed,
     JobStatus,
     RedisSettings,
+    Retry,
     SerializationError,
     Worker,
     create_pool,
@@ -211,6 +212,55 @@ def test_a_path_that_leads_nowhere_says_so(
         register(path)
     assert (type(caught.value), str(caught.value)) == (error, text)
     assert register(" tests.jobs.functions.multiply")
+
+
+WORKER_ATTRIBUTES = [
+    *("functions", "queue_name", "cron_jobs", "burst", "on_startup", "on_shutdown", "on_job_start", "on_job_end"),
+    *("after_job_end", "max_jobs", "job_timeout_s", "keep_result_s", "keep_result_forever", "poll_delay_s"),
+    *("queue_read_limit", "max_tries", "health_check_interval", "health_check_key", "redis_settings", "main_task"),
+    *("ctx", "jobs_complete", "jobs_retried", "jobs_failed", "on_stop", "retry_jobs", "allow_abort_jobs"),
+    *("max_burst_jobs", "job_serializer", "job_deserializer", "expires_extra_ms", "log_results", "timezone"),
+]
+"""All of arq's that are public and not about how it works inside."""
+
+
+def test_a_worker_shows_its_parameters() -> None:
+    worker = Worker([multiply], job_timeout=timedelta(minutes=1), keep_result=7, poll_delay=0.25, max_jobs=30)
+    assert [name for name in WORKER_ATTRIBUTES if not hasattr(worker, name)] == []
+    assert (worker.job_timeout_s, worker.keep_result_s, worker.poll_delay_s) == (60, 7, 0.25)
+    assert (worker.max_jobs, worker.queue_read_limit, worker.max_tries) == (30, 150, 5)
+    assert (worker.health_check_key, worker.health_check_interval) == ("arq:queue:health-check", 3600)
+
+
+async def test_what_is_set_on_a_worker_holds_from_then_on(redis_url: str, arq_pool: ArqRedis) -> None:
+    seen: list[tuple[str, int]] = []
+
+    async def note(ctx: dict[str, Any]) -> None:
+        seen.append((ctx["mine"], ctx["job_try"]))
+
+    async def again(ctx: dict[str, Any]) -> None:
+        raise Retry
+
+    worker = Worker([multiply], redis_settings=RedisSettings.from_dsn(redis_url), burst=True, handle_signals=False)
+    worker.ctx = {"mine": "yes"}
+    worker.on_job_start, worker.max_tries, worker.poll_delay_s = note, 2, 0.01
+    worker.health_check_key, worker.health_check_interval = "how-we-are", 60
+    worker.functions["again"] = func(again, name="again")
+    job = await arq_pool.enqueue_job("again")
+    assert job is not None
+    await worker.async_run()
+    assert seen == [("yes", 1), ("yes", 2)]
+    assert 50 < await arq_pool.ttl("how-we-are") <= 61
+    await worker.close()
+    with pytest.raises(JobExecutionFailed, match="max 2 retries exceeded"):
+        await job.result(5)
+
+
+def test_what_a_worker_was_made_of_is_not_set_in_silence() -> None:
+    worker = Worker([multiply])
+    for name in ("queue_name", "redis_settings", "job_serializer", "job_deserializer"):
+        with pytest.raises(AttributeError, match=f"{name} cannot be changed any more: make another worker"):
+            setattr(worker, name, None)
 
 
 async def test_a_job_may_be_asked_for_with_a_plain_client(redis_url: str, arq_pool: ArqRedis) -> None:
