@@ -14,6 +14,20 @@ _MOST_SHOWN = 80
 _LATE_SECONDS = 1.2
 
 
+def default_log_config(verbose: bool) -> dict[str, Any]:  # noqa: FBT001 - arq's signature
+    """For `logging.config.dictConfig`: what workers say, to stderr, with `verbose` in detail."""
+    level = "DEBUG" if verbose else "INFO"
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "handlers": {
+            "arq.standard": {"level": level, "class": "logging.StreamHandler", "formatter": "arq.standard"}
+        },
+        "formatters": {"arq.standard": {"format": "%(asctime)s: %(message)s", "datefmt": "%H:%M:%S"}},
+        "loggers": {name: {"handlers": ["arq.standard"], "level": level} for name in ("arq", "rq", "app.jobs")},
+    }
+
+
 def log_start(running: Running, now: float) -> None:
     """A job begins; `now` is Redis' time in unix seconds."""
     call, ctx = running.call, running.ctx

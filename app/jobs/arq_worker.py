@@ -15,6 +15,7 @@ import uvloop
 from rq.serializers import Serializer
 
 from app.jobs.arq_attributes import Attributes
+from app.jobs.arq_names import WorkerSettingsType
 from app.jobs.calls import MOST_BODY_BYTES
 from app.jobs.client import DAY_MS, DEFAULT_QUEUE, ArqRedis, create_pool, log_redis_info
 from app.jobs.cron import CronJob, enqueue_due
@@ -31,7 +32,6 @@ logger = logging.getLogger("arq.worker")
 _SHORTEST_POLL_SECONDS = 0.01
 _REDIS_STRING_BYTES = 512 * 1024 * 1024
 """The limit of arguments in arq, which packs them in a Redis string."""
-WorkerSettings = type | Mapping[str, Any]
 
 
 class FailedJobs(RuntimeError):
@@ -327,25 +327,25 @@ def _serializer_of(
     return choose_serializer(serializer, job_serializer, job_deserializer)
 
 
-def get_kwargs(settings_cls: WorkerSettings) -> dict[str, Any]:
+def get_kwargs(settings_cls: WorkerSettingsType) -> dict[str, Any]:
     """A worker's parameters among the attributes of a class (its own, not inherited ones) or a dict's items."""
     names = inspect.signature(Worker).parameters
     given = settings_cls if isinstance(settings_cls, Mapping) else vars(settings_cls)
     return {name: value for name, value in given.items() if name in names}
 
 
-def create_worker(settings_cls: WorkerSettings, **kwargs: Any) -> Worker:
+def create_worker(settings_cls: WorkerSettingsType, **kwargs: Any) -> Worker:
     """A worker with these settings; `kwargs` come first."""
     return Worker(**(get_kwargs(settings_cls) | kwargs))
 
 
-def run_worker(settings_cls: WorkerSettings, **kwargs: Any) -> Worker:
+def run_worker(settings_cls: WorkerSettingsType, **kwargs: Any) -> Worker:
     """Create a worker and run it to its end."""
     worker = create_worker(settings_cls, **kwargs)
     worker.run()
     return worker
 
 
-def check_health(settings_cls: WorkerSettings) -> int:
+def check_health(settings_cls: WorkerSettingsType) -> int:
     """0 if a worker with these settings has left a health record that has not run out, else 1."""
     return check_health_with(get_kwargs(settings_cls))

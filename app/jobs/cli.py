@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from app.jobs.arq_log import default_log_config
 from app.jobs.arq_worker import check_health, run_worker
 from app.jobs.trampoline import import_by_name
 
@@ -20,19 +21,6 @@ except ImportError:  # only `--watch` needs it
 _RELOADING = "\nfiles changed, reloading arq worker..."
 
 app = typer.Typer(add_completion=False)
-
-
-def _log_config(*, verbose: bool) -> dict[str, Any]:
-    level = "DEBUG" if verbose else "INFO"
-    return {
-        "version": 1,
-        "disable_existing_loggers": False,
-        "handlers": {
-            "arq.standard": {"level": level, "class": "logging.StreamHandler", "formatter": "arq.standard"}
-        },
-        "formatters": {"arq.standard": {"format": "%(asctime)s: %(message)s", "datefmt": "%H:%M:%S"}},
-        "loggers": {name: {"handlers": ["arq.standard"], "level": level} for name in ("arq", "rq", "app.jobs")},
-    }
 
 
 def _tell_version(value: bool) -> None:  # noqa: FBT001 - typer's callback
@@ -66,7 +54,9 @@ def command(
     del version
     sys.path.append(str(Path.cwd()))
     settings = _imported(worker_settings)
-    logging.config.dictConfig(_imported(custom_log_dict) if custom_log_dict else _log_config(verbose=verbose))
+    logging.config.dictConfig(
+        _imported(custom_log_dict) if custom_log_dict else default_log_config(verbose=verbose)
+    )
     if check:
         raise typer.Exit(check_health(settings))
     if watch is not None:

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("arq.worker")
 
-_SUFFIX = ":health-check"
+KEY_SUFFIX = ":health-check"
 
 
 def health_key(queue_name: str) -> str:
     """The key of a queue's workers, unless they are given another."""
-    return queue_name + _SUFFIX
+    return queue_name + KEY_SUFFIX
 
 
 class HealthRecord:

@@ -6,12 +6,14 @@ import pickle
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from redis import asyncio as aioredis
 from rq.serializers import JSONSerializer
 
+import app.jobs
 from app.jobs import (
     ArqRedis,
     Job,
@@ -212,6 +214,30 @@ def test_a_path_that_leads_nowhere_says_so(
         register(path)
     assert (type(caught.value), str(caught.value)) == (error, text)
     assert register(" tests.jobs.functions.multiply")
+
+
+ARQS_NAMES = """
+ArqRedis create_pool cron VERSION Retry Worker check_health func run_worker
+RedisSettings log_redis_info
+default_queue_name job_key_prefix in_progress_key_prefix result_key_prefix retry_key_prefix abort_jobs_ss
+abort_job_max_age health_check_key_suffix keep_cronjob_progress timezone_env_vars expires_extra_ms
+Options next_cron CronJob
+Serializer Deserializer ResultNotFound JobStatus JobDef JobResult Job SerializationError DeserializationError
+serialize_job serialize_result deserialize_job deserialize_job_raw deserialize_result
+default_log_config
+OptionType WeekdayOptionType WEEKDAYS SecondsTimedelta WorkerCoroutine StartupShutdown WorkerSettingsBase
+WorkerSettingsType
+as_int timestamp_ms to_unix_ms get_tz ms_to_datetime to_ms to_seconds poll truncate args_to_string import_string
+Function JobExecutionFailed FailedJobs RetryJob get_kwargs create_worker async_check_health
+"""
+"""Those of arq 0.28's modules."""
+
+
+@pytest.mark.parametrize("name", ARQS_NAMES.split())
+def test_arqs_names_are_here_or_the_docs_say_that_they_are_not(name: str) -> None:
+    missing = Path("docs/moving-from-arq.md").read_text().partition("\nNot there, ")[2].partition("\n\n")[0]
+    is_here = name in app.jobs.__all__ and hasattr(app.jobs, name)
+    assert is_here is not (f"`{name}`" in missing and name != "import_string")
 
 
 WORKER_ATTRIBUTES = [
