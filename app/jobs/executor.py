@@ -15,7 +15,7 @@ from app.jobs.arq_log import log_end, log_start
 from app.jobs.calls import Call, JobRefused, perform, timeout_of
 from app.jobs.functions import RetryJob
 from app.jobs.ids import from_rq_id
-from app.jobs.job import ABORT_FIELD
+from app.jobs.job import ABORT_FIELD, due_seconds
 from app.jobs.running import AskedAgain, Ending, Errored, GivenBack, Running, Stopped, Succeeded, WorkHorseKilled
 from app.jobs.settle import Settlement
 from app.jobs.values import JobExecutionFailed, Retry, displayed
@@ -263,13 +263,11 @@ class Executor:
 def arq_context(running: Running, shared: dict[str, Any], redis: Any) -> dict[str, Any]:
     """Arq's ctx of one run: the worker's, copied, and what is known of the job."""
     created_at = datetime.fromisoformat(running.raw[b"created_at"].decode())
-    due_at = running.raw.get(b"enqueued_at")
-    score = (datetime.fromisoformat(due_at.decode()) if due_at else created_at).timestamp()
     return {
         "redis": redis,
         **shared,
         "job_id": from_rq_id(running.job_id),
         "job_try": running.job_try,
         "enqueue_time": displayed(created_at),
-        "score": round(score * 1000),
+        "score": round(due_seconds(running.raw) * 1000),
     }

@@ -120,7 +120,7 @@ class Job:
         if _SHOWN.get(status, JobStatus.complete) is JobStatus.complete:
             return found
         if due is None:
-            due = utcparse(as_text(raw.get(b"enqueued_at") or raw[b"created_at"])).timestamp()
+            due = due_seconds(raw)
         tries = int(raw.get(b"job_try") or 0)
         job_try = tries + 1 if tries or status == RQStatus.STARTED else None
         return replace(found, score=round(due * 1000), job_try=job_try)
@@ -280,6 +280,13 @@ class Job:
             if error is not None:
                 return error
         return failure_of(entry)
+
+
+def due_seconds(raw: Mapping[bytes, bytes]) -> float:
+    """When a job that waits, or runs, was due (unix s): when it was enqueued, unless it was given a time."""
+    if due_at := raw.get(b"due_at"):
+        return float(due_at)
+    return datetime.fromisoformat((raw.get(b"enqueued_at") or raw[b"created_at"]).decode()).timestamp()
 
 
 def failure_of(entry: Mapping[str, str]) -> BaseException:

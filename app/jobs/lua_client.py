@@ -10,7 +10,7 @@ ENQUEUE = (
 --      it, timeout, result_ttl, failure_ttl (s, '-' none), number of its first try, 1 to replace one that is over,
 --      queue
 -- As rq.scripts.UNIQUE_ENQUEUE_SCRIPT and UNIQUE_SCHEDULE_SCRIPT; empty fields, which RQ reads as missing, are
--- left out, and expires_at, job_try are ours. Answer: 1 for each job, 0 where its id is taken
+-- left out, and expires_at, job_try, due_at are ours. Answer: 1 for each job, 0 where its id is taken
 local made, seen = {}, {}
 local LINE = '^' .. string.rep('(%S+) ', 9) .. '(.*)$'
 local over = {finished = true, failed = true, stopped = true, canceled = true}
@@ -49,6 +49,7 @@ local function enqueue(line, data, description)
         end
     end
     add('enqueued_at', is_due and moment or '-')
+    add('due_at', is_due and when or '-')  -- arq's score; of a later one MOVE_DUE keeps it
     add('timeout', timeout)
     add('result_ttl', result_ttl)
     add('failure_ttl', failure_ttl)

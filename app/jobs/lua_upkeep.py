@@ -7,8 +7,9 @@ MOVE_DUE = (
     + """
 -- KEYS rq:queues; then triples: scheduled registry, queue, scheduler's lock
 -- ARGV prefix, most jobs a queue, time as RQ writes it, our mark in the lock, its life (s)
--- As rq.scheduler.RQScheduler.enqueue_scheduled_jobs. ZREM decides between our workers; a stock scheduler, which
--- does not ask, is kept away by its own lock, and where one holds it the moving is left to it.
+-- As rq.scheduler.RQScheduler.enqueue_scheduled_jobs; due_at is ours, for arq's score. ZREM decides between our
+-- workers; a stock scheduler, which does not ask, is kept away by its own lock, and where one holds it the moving
+-- is left to it.
 -- Answer: seconds until the next job is due ('' for none), how many have been moved
 local soonest, moved = nil, 0
 for place = 2, #KEYS, 3 do
@@ -18,10 +19,13 @@ for place = 2, #KEYS, 3 do
         local holder = redis.call('GET', lock)
         if not holder or holder == ARGV[4] then
             redis.call('SET', lock, ARGV[4], 'EX', ARGV[5])
-            for _, id in ipairs(redis.call('ZRANGEBYSCORE', registry, '-inf', now, 'LIMIT', 0, ARGV[2])) do
+            local due = redis.call('ZRANGEBYSCORE', registry, '-inf', now, 'WITHSCORES', 'LIMIT', 0, ARGV[2])
+            for at = 1, #due, 2 do
+                local id = due[at]
                 redis.call('ZREM', registry, id)
                 if is_record(id) then
-                    redis.call('HSET', job_key(id), 'status', 'queued', 'enqueued_at', ARGV[3])
+                    redis.call('HSET', job_key(id), 'status', 'queued', 'enqueued_at', ARGV[3],
+                        'due_at', due[at + 1])
                     redis.call('RPUSH', queue, id)
                     redis.call('SADD', KEYS[1], queue)
                     moved = moved + 1

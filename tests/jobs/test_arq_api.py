@@ -28,6 +28,7 @@ from app.jobs import (
     cron,
     func,
 )
+from tests.jobs.conftest import Until
 
 
 @pytest.fixture
@@ -287,6 +288,32 @@ def test_what_a_worker_was_made_of_is_not_set_in_silence() -> None:
     for name in ("queue_name", "redis_settings", "job_serializer", "job_deserializer"):
         with pytest.raises(AttributeError, match=f"{name} cannot be changed any more: make another worker"):
             setattr(worker, name, None)
+
+
+@pytest.mark.parametrize("seconds", [-3600, 0.2])
+async def test_the_score_is_the_time_a_job_was_due_however_late_it_runs(  # noqa: PLR0917 - fixtures
+    redis_url: str, arq_pool: ArqRedis, until: Until, caplog: pytest.LogCaptureFixture, seconds: float
+) -> None:
+    scores = []
+
+    async def note(ctx: dict[str, Any]) -> None:
+        found = await Job(ctx["job_id"], ctx["redis"]).info()
+        assert found is not None
+        scores.extend((ctx["score"], found.score))
+
+    due = datetime.now(UTC) + timedelta(seconds=seconds)
+    job = await arq_pool.enqueue_job("note", _defer_until=due)
+    assert job is not None
+
+    async def is_late() -> bool:
+        return datetime.now(UTC) > due + timedelta(seconds=1.5)
+
+    await until(is_late)
+    with caplog.at_level("INFO", logger="arq.worker"):
+        await run_all(redis_url, func(note, name="note"))
+    assert scores == [round(due.timestamp() * 1000)] * 2
+    (late,) = re.findall(r"delayed=(\d+\.\d\d)s", caplog.text)
+    assert float(late) >= 1.5
 
 
 async def test_a_job_may_be_asked_for_with_a_plain_client(redis_url: str, arq_pool: ArqRedis) -> None:
