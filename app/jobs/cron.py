@@ -11,7 +11,7 @@ from rq.cron import get_cron_job_history_key
 from rq.cron_job_registry import get_registry_key
 from rq.defaults import DEFAULT_CRON_JOB_HISTORY_LIMIT, DEFAULT_CRON_JOB_HISTORY_TTL
 
-from app.jobs.functions import Duration, Function, seconds_of
+from app.jobs.functions import CronFunction, Duration, Function, seconds_of
 from app.jobs.ids import to_rq_id
 from app.jobs.trampoline import import_string
 
@@ -127,7 +127,9 @@ class CronJob:
     def as_function(self) -> Function:
         """What a worker runs. Its record stays for a minute: that is what keeps its id from running again."""
         keep = None if self.keep_result_s is None else max(self.keep_result_s, _BLOCKED_SECONDS)
-        return Function(self.name, self.coroutine, self.timeout_s, keep, self.keep_result_forever, self.max_tries)
+        return CronFunction(
+            self.name, self.coroutine, self.timeout_s, keep, self.keep_result_forever, self.max_tries
+        )
 
 
 def cron(  # noqa: PLR0913 - arq's signature
@@ -194,7 +196,8 @@ async def enqueue_due(
         elif job.next_run is None:
             job.calculate_next(here)
         while (due := _due_of(job)) < here + timedelta(seconds=_AHEAD_SECONDS):
-            await _enqueue(job, due, redis, queue_name)
+            # by the clock on the wall, as arq: a time that a change of the clock left out is due at once
+            await _enqueue(job, due, redis, queue_name, is_due=due <= datetime.now(zone))
             job.calculate_next(max(due, here))
         pauses.append((due - here).total_seconds() - _AHEAD_SECONDS)
     return min(pauses, default=None)
@@ -206,9 +209,10 @@ def _due_of(job: CronJob) -> datetime:
     return job.next_run
 
 
-async def _enqueue(job: CronJob, due: datetime, redis: "ArqRedis", queue_name: str) -> None:
+async def _enqueue(job: CronJob, due: datetime, redis: "ArqRedis", queue_name: str, *, is_due: bool) -> None:
     job_id = job.job_id or (f"{job.name}:{round(due.timestamp() * 1000)}" if job.unique else None)
-    made = await redis.enqueue_job(job.name, _job_id=job_id, _queue_name=queue_name, _defer_until=due)
+    until = None if is_due else due
+    made = await redis.enqueue_job(job.name, _job_id=job_id, _queue_name=queue_name, _defer_until=until)
     if made is None:  # another worker was first
         return
     history = get_cron_job_history_key(job.name)

@@ -13,7 +13,7 @@ from rq.timeouts import JobTimeoutException
 
 from app.jobs.arq_log import log_end, log_start
 from app.jobs.calls import Call, JobRefused, perform, timeout_of
-from app.jobs.functions import RetryJob
+from app.jobs.functions import CronFunction, RetryJob
 from app.jobs.ids import from_rq_id
 from app.jobs.job import ABORT_FIELD, due_seconds
 from app.jobs.running import AskedAgain, Ending, Errored, GivenBack, Running, Stopped, Succeeded, WorkHorseKilled
@@ -249,7 +249,8 @@ class Executor:
             return None
         limits = None if running.call is None else running.call.limits
         forever, seconds = worker.keep_result_forever, worker.keep_result
-        if limits is not None:
+        # arq: what ends before its start is kept by the worker's rule, but a cron job's record guards its id
+        if limits is not None and (running.task is not None or isinstance(limits, CronFunction)):
             forever = forever if limits.keep_result_forever is None else limits.keep_result_forever
             seconds = seconds if limits.keep_result_s is None else limits.keep_result_s
         if forever:

@@ -27,6 +27,11 @@ class Function:
     max_tries: int | None
 
 
+@dataclass
+class CronFunction(Function):
+    """What a worker runs of a cron job."""
+
+
 def seconds_of(value: Duration | None) -> float | None:
     """A duration in seconds."""
     return value.total_seconds() if isinstance(value, timedelta) else value

@@ -47,8 +47,9 @@ class HealthRecord:
         if self._logged is not None and counts != self._logged:
             logger.info("recording health: %s", line)
         self._logged = counts
-        self._next = time.monotonic() + self.interval_seconds
-        return self.interval_seconds
+        pause = max(self.interval_seconds, engine.poll_seconds)
+        self._next = time.monotonic() + pause
+        return pause
 
     async def end(self, redis: ArqRedis) -> None:
         """Remove the record."""

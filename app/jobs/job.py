@@ -87,10 +87,14 @@ class Job:
             QueueUnavailable: with a budget, Redis is away.
         """
         async with within_budget(self._redis):
-            status = await _awaited(self._redis.hget(self._key, "status"))
+            status, queue_name = await _awaited(self._redis.hmget(self._key, "status", "origin"))
             if status is None:
                 has_result = await _awaited(self._redis.exists(self._results_key))
                 return JobStatus.complete if has_result else JobStatus.not_found
+            if as_text(status) == RQStatus.SCHEDULED:  # with no worker there a job that is due stays so
+                registry = ScheduledJobRegistry.key_template.format(as_text(queue_name or self._queue_name))
+                due = await self._redis.zscore(registry, self._rq_id)
+                return JobStatus.queued if due is not None and due <= time.time() else JobStatus.deferred
         return _SHOWN.get(as_text(status), JobStatus.complete)
 
     async def info(self) -> JobDef | JobResult | None:

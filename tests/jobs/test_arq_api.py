@@ -1,11 +1,12 @@
 """What code expects that has only changed its import: arq's attributes, types and names (arq 0.28)."""
 
+import asyncio
 import dataclasses
 import json
 import pickle
 import re
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from rq.serializers import JSONSerializer
 import app.jobs
 from app.jobs import (
     ArqRedis,
+    AsyncWorker,
     Job,
     JobDef,
     JobExecutionFailed,
@@ -28,6 +30,8 @@ from app.jobs import (
     cron,
     func,
 )
+from app.jobs.cron import enqueue_due
+from app.jobs.health import HealthRecord
 from tests.jobs.conftest import Until
 
 
@@ -314,6 +318,76 @@ async def test_the_score_is_the_time_a_job_was_due_however_late_it_runs(  # noqa
     assert scores == [round(due.timestamp() * 1000)] * 2
     (late,) = re.findall(r"delayed=(\d+\.\d\d)s", caplog.text)
     assert float(late) >= 1.5
+
+
+async def test_a_job_that_is_due_is_queued_though_no_worker_looks(arq_pool: ArqRedis, until: Until) -> None:
+    job = await arq_pool.enqueue_job("multiply", 6, 7, _defer_by=0.2, _queue_name="elsewhere")
+    assert job is not None
+    assert await job.status() is JobStatus.deferred
+
+    async def is_queued() -> bool:
+        return await job.status() is JobStatus.queued
+
+    await until(is_queued)
+    await arq_pool.enqueue_job("multiply", 6, 7, _defer_by=60, _job_id="later")
+    assert await Job("later", arq_pool).status() is JobStatus.deferred
+
+
+async def test_what_ends_before_its_start_is_kept_as_the_worker_says(
+    redis_url: str, arq_pool: ArqRedis, until: Until
+) -> None:
+    function = func(multiply, keep_result=0)
+    job = await arq_pool.enqueue_job("multiply", 6, 7, _job_try=6)
+    unwanted = await arq_pool.enqueue_job("multiply", 6, 7)
+    assert job is not None
+    assert unwanted is not None
+    aborting = asyncio.create_task(unwanted.abort(timeout=20))
+
+    async def is_marked() -> bool:
+        return bool(await arq_pool.hexists(f"rq:job:{unwanted.job_id}", "abort_requested"))
+
+    await until(is_marked)
+    await run_all(redis_url, function, allow_abort_jobs=True)
+    assert await aborting is True
+    with pytest.raises(JobExecutionFailed, match="max 5 retries exceeded"):
+        await job.result(5)
+    assert 3500 < await arq_pool.ttl(f"rq:results:{job.job_id}") <= 3600
+
+
+async def test_health_is_written_no_more_often_than_the_worker_looks(arq_pool: ArqRedis) -> None:
+    engine = AsyncWorker(["q"], poll_seconds=0.5)
+    record = HealthRecord("health", "q", 0.0)
+    assert await record.keep(arq_pool, engine) == 0.5
+    await arq_pool.delete("health")
+    assert 0 < await record.keep(arq_pool, engine) <= 0.5
+    assert not await arq_pool.exists("health")
+
+
+class SpringForward(tzinfo):
+    """A zone whose clocks went from 0:00 to 1:00 at a moment in UTC."""
+
+    def __init__(self, moment: datetime) -> None:
+        self._moment = moment.replace(tzinfo=None)
+
+    def utcoffset(self, dt: datetime | None) -> timedelta:
+        assert dt is not None
+        is_after = dt.replace(tzinfo=None) >= self._moment + timedelta(hours=1)
+        return timedelta(hours=is_after or dt.fold)
+
+    def dst(self, dt: datetime | None) -> timedelta:  # noqa: ARG002 - the base class's signature
+        return timedelta(0)
+
+    def fromutc(self, dt: datetime) -> datetime:
+        return dt + timedelta(hours=dt.replace(tzinfo=None) >= self._moment)
+
+
+async def test_a_cron_job_whose_time_the_clocks_left_out_runs_when_they_have_passed_it(arq_pool: ArqRedis) -> None:
+    changed = datetime.now(UTC) - timedelta(minutes=10)
+    zone = SpringForward(changed)
+    job = cron(multiply, name="tick", minute=30)
+    job.next_run = (changed + timedelta(minutes=30)).replace(tzinfo=zone)
+    await enqueue_due([job], arq_pool, "q", zone)
+    assert await arq_pool.llen("rq:queue:q") == 1
 
 
 async def test_a_job_may_be_asked_for_with_a_plain_client(redis_url: str, arq_pool: ArqRedis) -> None:
