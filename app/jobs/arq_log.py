@@ -46,7 +46,7 @@ def log_end(running: Running, ending: Ending, now: float, *, with_results: bool)
     took, ref = now - running.started, _ref(running)
     if isinstance(ending, Succeeded):
         if logger.isEnabledFor(logging.INFO):
-            shown = _shown(ending.value) if with_results and ending.value is not None else ""
+            shown = _cut(_shown(ending.value)) if with_results and ending.value is not None else ""
             logger.info("%6.2fs ← %s ● %s", took, ref, shown)
     elif isinstance(ending, AskedAgain):
         if ending.delay_seconds is None:
@@ -83,13 +83,15 @@ def _log_failure(running: Running, ending: Errored, took: float, ref: str) -> No
 
 def shown_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
     """Arguments as they would be written in a call, at most 80 characters of them."""
-    return _cut(", ".join([*map(repr, args), *(f"{name}={value!r}" for name, value in sorted(kwargs.items()))]))
+    return _cut(
+        ", ".join([*map(_shown, args), *(f"{name}={_shown(value)}" for name, value in sorted(kwargs.items()))])
+    )
 
 
 def _shown(value: Any) -> str:
     try:
-        return _cut(repr(value))
-    except Exception:  # noqa: BLE001 - a line in a log must not fail a job that succeeded
+        return repr(value)
+    except Exception:  # noqa: BLE001 - a line in a log must not fail a job
         return f"<{type(value).__name__} that cannot be shown>"
 
 

@@ -9,6 +9,7 @@ from operator import attrgetter
 from typing import Any
 
 from redis import asyncio as aioredis
+from redis.asyncio.connection import Connection
 from redis.exceptions import NoScriptError, RedisError
 from rq.defaults import RQ_KEY_PREFIX
 from rq.job import Job as RQJob
@@ -35,6 +36,10 @@ DEFAULT_QUEUE = "arq:queue"
 DAY_MS = 86_400_000
 _MOST_A_SCRIPT = 64
 _ANSWER_SECONDS = 10.0
+_BLOCKING = frozenset(
+    ["BLPOP", "BRPOP", "BRPOPLPUSH", "BLMOVE", "BLMPOP", "BZPOPMIN", "BZPOPMAX", "BZMPOP", "WAIT", "WAITAOF"]
+)
+_BLOCKS = "blocks"
 
 
 class ArqRedis(aioredis.Redis):
@@ -70,6 +75,22 @@ class ArqRedis(aioredis.Redis):
         self._enqueue_script = self.register_script(ENQUEUE)
         self._withdraw_script = self.register_script(WITHDRAW)
         self._coalescer: Coalescer[PackedJob, bool] = Coalescer(self._enqueue)
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        """As redis-py; a command that blocks in Redis takes as long as it was told to, not as an answer may."""
+        if _blocks(args):
+            options[_BLOCKS] = True
+        return await super().execute_command(*args, **options)
+
+    async def parse_response(self, connection: Connection, command_name: str | bytes, **options: Any) -> Any:
+        """As redis-py."""
+        if not options.pop(_BLOCKS, False):
+            return await super().parse_response(connection, command_name, **options)
+        limit, connection.socket_timeout = connection.socket_timeout, None
+        try:
+            return await super().parse_response(connection, command_name, **options)
+        finally:
+            connection.socket_timeout = limit
 
     @property
     def job_serializer(self) -> DictSerializer | None:
@@ -238,6 +259,14 @@ class ArqRedis(aioredis.Redis):
                 made += answer
             return made
         return made
+
+
+def _blocks(args: Sequence[Any]) -> bool:
+    name = str(args[0]).upper()
+    if name in {"XREAD", "XREADGROUP"} and b"BLOCK" in args:
+        milliseconds = int(args[args.index(b"BLOCK") + 1])
+        return milliseconds == 0 or milliseconds >= _ANSWER_SECONDS * 1000
+    return name in _BLOCKING
 
 
 def _arguments(jobs: Sequence[PackedJob]) -> list[Any]:

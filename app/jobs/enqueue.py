@@ -75,8 +75,16 @@ def pack(request: JobRequest, serializer: Serializer, queue_name: str, expires_s
         f"{math.ceil(timeout) if timeout else '-'} {request.result_ttl} {request.failure_ttl} "
         f"{request.job_try or 1} {int(request.replace_settled)} {queue_name}"
     )
-    shown = get_call_string(request.function, request.args, kwargs, max_length=_MOST_SHOWN)
-    return PackedJob(job_id, request.job_id is None, queue_name, (line, zlib.compress(body, _LIGHTLY), shown))
+    arguments = (line, zlib.compress(body, _LIGHTLY), _shown(request, kwargs))
+    return PackedJob(job_id, request.job_id is None, queue_name, arguments)
+
+
+def _shown(request: JobRequest, kwargs: dict[str, Any]) -> str:
+    """RQ's description of the call."""
+    try:
+        return get_call_string(request.function, request.args, kwargs, max_length=_MOST_SHOWN) or ""
+    except Exception:  # noqa: BLE001 - an argument's repr may raise anything, and is no reason to refuse it
+        return f"{request.function}(...)"
 
 
 def _when(request: JobRequest) -> str:

@@ -3,7 +3,7 @@
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlparse
 
 from redis import Redis, SSLConnection
@@ -19,6 +19,12 @@ from redis.sentinel import Sentinel
 
 MOST_CONNECTIONS = 2**31
 """arq's behaviour; redis-py 8 otherwise refuses the 101st concurrent command."""
+_VERIFY_MODES = {
+    None: ssl.CERT_NONE,
+    "none": ssl.CERT_NONE,
+    "optional": ssl.CERT_OPTIONAL,
+    "required": ssl.CERT_REQUIRED,
+}
 
 
 @dataclass
@@ -34,7 +40,7 @@ class RedisSettings:
     ssl: bool = False
     ssl_keyfile: str | None = None
     ssl_certfile: str | None = None
-    ssl_cert_reqs: Literal["none", "optional", "required"] = "required"
+    ssl_cert_reqs: str | None = "required"  # or "optional", "none"; None is "none"
     ssl_ca_certs: str | None = None
     ssl_ca_data: str | None = None
     ssl_check_hostname: bool = False
@@ -98,11 +104,7 @@ def _options(settings: RedisSettings, retry: type[Retry | AsyncRetry]) -> dict[s
             "ssl": True,
             "ssl_keyfile": settings.ssl_keyfile,
             "ssl_certfile": settings.ssl_certfile,
-            "ssl_cert_reqs": {
-                "none": ssl.CERT_NONE,
-                "optional": ssl.CERT_OPTIONAL,
-                "required": ssl.CERT_REQUIRED,
-            }[settings.ssl_cert_reqs],
+            "ssl_cert_reqs": _VERIFY_MODES.get(settings.ssl_cert_reqs, settings.ssl_cert_reqs),
             "ssl_ca_certs": settings.ssl_ca_certs,
             "ssl_ca_data": settings.ssl_ca_data,
             "ssl_check_hostname": settings.ssl_check_hostname,

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import pickle
 import re
+import ssl
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
@@ -32,6 +33,7 @@ from app.jobs import (
 )
 from app.jobs.cron import enqueue_due
 from app.jobs.health import HealthRecord
+from app.jobs.settings import async_pool
 from tests.jobs.conftest import Until
 
 
@@ -388,6 +390,47 @@ async def test_a_cron_job_whose_time_the_clocks_left_out_runs_when_they_have_pas
     job.next_run = (changed + timedelta(minutes=30)).replace(tzinfo=zone)
     await enqueue_due([job], arq_pool, "q", zone)
     assert await arq_pool.llen("rq:queue:q") == 1
+
+
+async def test_a_command_that_blocks_takes_as_long_as_it_was_told_to(redis_url: str, arq_pool: ArqRedis) -> None:
+    limited = ArqRedis(unix_socket_path=redis_url.removeprefix("unix://"), socket_timeout=0.1)
+    reading = asyncio.create_task(limited.xread({"stream": "$"}, block=0))
+    assert await limited.blpop("list", timeout=0.5) is None
+    await arq_pool.xadd("stream", {"a": "b"})
+    assert await reading
+    connection = await limited.connection_pool.get_connection()
+    assert connection.socket_timeout == 0.1
+    await limited.connection_pool.release(connection)
+    await limited.aclose()
+
+
+class Unshowable:
+    """An argument."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("not to be shown")
+
+
+async def test_an_argument_that_cannot_be_shown_fails_nobody(
+    redis_url: str, arq_pool: ArqRedis, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def take(ctx: dict[str, Any], _taken: Unshowable) -> int:
+        return 42
+
+    job = await arq_pool.enqueue_job("take", Unshowable())
+    assert job is not None
+    assert await arq_pool.hget(f"rq:job:{job.job_id}", "description") == b"take(...)"
+    with caplog.at_level("INFO", logger="arq.worker"):
+        await run_all(redis_url, func(take, name="take"))
+    assert await job.result(5) == 42
+    assert ":take(<Unshowable that cannot be shown>)" in caplog.text
+
+
+@pytest.mark.parametrize("mode", [None, "none", ssl.CERT_NONE])
+def test_certificates_need_not_be_looked_at(mode: Any) -> None:
+    pool = async_pool(RedisSettings(ssl=True, ssl_cert_reqs=mode), socket_timeout=1)
+    assert pool.connection_kwargs["ssl_cert_reqs"] == ssl.CERT_NONE
+    assert pool.make_connection().ssl_context.cert_reqs == ssl.CERT_NONE
 
 
 async def test_a_job_may_be_asked_for_with_a_plain_client(redis_url: str, arq_pool: ArqRedis) -> None:
