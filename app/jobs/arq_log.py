@@ -2,11 +2,13 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
+from app.jobs.functions import CronFunction
 from app.jobs.ids import from_rq_id
 from app.jobs.running import AskedAgain, Ending, Errored, GivenBack, Running, Stopped, Succeeded
-from app.jobs.values import JobExecutionFailed
+from app.jobs.values import DeserializationError
 
 logger = logging.getLogger("arq.worker")
 
@@ -38,12 +40,15 @@ def log_start(running: Running, now: float) -> None:
     if late > _LATE_SECONDS:
         extra += f" delayed={late:0.2f}s"
     waited = now - ctx["enqueue_time"].timestamp()
-    logger.info("%6.2fs → %s(%s)%s", waited, _ref(running), shown_arguments(call.args, call.kwargs), extra)
+    logger.info("%6.2fs → %s(%s)%s", waited, ref_of(running), shown_arguments(call.args, call.kwargs), extra)
 
 
 def log_end(running: Running, ending: Ending, now: float, *, with_results: bool) -> None:
     """A job has ended, or run for nothing."""
-    took, ref = now - running.started, _ref(running)
+    if running.task is None:
+        _log_no_start(running, ending, now)
+        return
+    took, ref = now - running.started, ref_of(running)
     if isinstance(ending, Succeeded):
         if logger.isEnabledFor(logging.INFO):
             shown = _cut(_shown(ending.value)) if with_results and ending.value is not None else ""
@@ -56,19 +61,37 @@ def log_end(running: Running, ending: Ending, now: float, *, with_results: bool)
     elif isinstance(ending, GivenBack):
         logger.info("%6.2fs ↻ %s cancelled, will be run again", took, ref)
     elif isinstance(ending, Stopped):
-        logger.info("%6.2fs ⊘ %s aborted%s", took, ref, "" if running.task else " before start")
+        logger.info("%6.2fs ⊘ %s aborted", took, ref)
     else:
-        _log_failure(running, ending, took, ref)
+        _log_failure(ending, took, ref)
 
 
-def _log_failure(running: Running, ending: Errored, took: float, ref: str) -> None:
-    error = ending.error
-    if isinstance(error, JobExecutionFailed) and running.task is None:
-        if running.call is None:
-            logger.warning("job %s, %s", from_rq_id(running.job_id), error)
-        else:
-            logger.warning("%6.2fs ! %s %s", took, ref, error)
+def _log_no_start(running: Running, ending: Ending, now: float) -> None:
+    job_id, waited = from_rq_id(running.job_id), _waited(running, now)
+    if not isinstance(ending, Errored):
+        logger.info("%6.2fs ⊘ %s aborted before start", waited, _id_and_name(running))
         return
+    error = ending.error
+    if isinstance(error, DeserializationError):
+        logger.error("deserializing job %s failed", job_id, exc_info=(type(error), error, error.__traceback__))
+    elif ending.is_expired:
+        logger.warning("job %s expired", job_id)
+    elif ending.most_tries is not None:
+        logger.warning("%6.2fs ! %s max retries %d exceeded", waited, ref_of(running), ending.most_tries)
+    else:
+        logger.warning("job %s, %s", job_id, error)
+
+
+def _waited(running: Running, now: float) -> float:
+    """Seconds since it was enqueued, as far as its record tells."""
+    try:
+        return now - datetime.fromisoformat(running.raw[b"created_at"].decode()).timestamp()
+    except (KeyError, ValueError):
+        return 0.0
+
+
+def _log_failure(ending: Errored, took: float, ref: str) -> None:
+    error = ending.error
     extra = getattr(error, "extra", None)
     logger.error(
         "%6.2fs ! %s failed, %s: %s",
@@ -99,9 +122,13 @@ def _cut(text: str) -> str:
     return text if len(text) <= _MOST_SHOWN else text[: _MOST_SHOWN - 1] + "…"
 
 
-def _ref(running: Running) -> str:
+def ref_of(running: Running) -> str:
+    """How arq names a run: a cron job by its name, any other by its id and its function's."""
+    if running.call is not None and isinstance(running.call.limits, CronFunction):
+        return running.call.name
+    return _id_and_name(running)
+
+
+def _id_and_name(running: Running) -> str:
     job_id = from_rq_id(running.job_id)
-    name = running.call.limits.name if running.call is not None and running.call.limits is not None else None
-    if name is None:
-        return job_id
-    return name if job_id.startswith(f"{name}:") else f"{job_id}:{name}"
+    return job_id if running.call is None else f"{job_id}:{running.call.name}"

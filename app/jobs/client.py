@@ -30,7 +30,7 @@ from app.jobs.serializers import DictDeserializer, DictSerializer, choose_serial
 from app.jobs.settings import MOST_CONNECTIONS, RedisSettings, async_pool, close_sentinels
 from app.jobs.values import JobDef, JobResult
 
-logger = logging.getLogger("app.jobs.client")
+logger = logging.getLogger("arq.connections")
 
 DEFAULT_QUEUE = "arq:queue"
 DAY_MS = 86_400_000

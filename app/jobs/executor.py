@@ -89,11 +89,11 @@ class Executor:
             return None
         expires_at = running.raw.get(b"expires_at")
         if expires_at and float(expires_at) < running.started:
-            return Errored(JobExecutionFailed("job expired"))
+            return Errored(JobExecutionFailed("job expired"), is_expired=True)
         limits = call.limits
         most = self._worker.max_tries if limits is None or limits.max_tries is None else limits.max_tries
         if running.job_try > most:
-            return Errored(JobExecutionFailed(f"max {most} retries exceeded"))
+            return Errored(JobExecutionFailed(f"max {most} retries exceeded"), most_tries=most)
         return None
 
     def fail(self, running: Running, error: BaseException) -> None:
@@ -118,9 +118,9 @@ class Executor:
     async def _perform_arqs(self, running: Running, call: Call, timeout_seconds: float) -> Any:
         worker = self._worker
         ctx = running.ctx = arq_context(running, worker.ctx, worker.arq_redis or worker.redis)
+        await self._hook(worker.on_job_start, ctx)
         if worker.log_arqs_jobs:
             log_start(running, worker.redis_time())
-        await self._hook(worker.on_job_start, ctx)
         try:
             return await perform(call, (ctx, *call.args), timeout_seconds)
         except JobTimeoutException as exc:

@@ -35,9 +35,11 @@ class Succeeded:
 
 @dataclass(frozen=True, slots=True)
 class Errored:
-    """It raised."""
+    """It raised, or was not to start."""
 
     error: BaseException
+    is_expired: bool = False
+    most_tries: int | None = None  # of which it has had more
 
     @property
     def exc_string(self) -> str:

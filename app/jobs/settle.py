@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rq.defaults import DEFAULT_FAILURE_TTL, RQ_KEY_PREFIX, UNSERIALIZABLE_RETURN_VALUE_PAYLOAD
 from rq.results import Result
 
+from app.jobs.arq_log import ref_of
 from app.jobs.ids import from_rq_id
 from app.jobs.lua import SETTLE
 from app.jobs.rq_settle import RQSettler
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from app.jobs.worker import AsyncWorker
 
 logger = logging.getLogger("rq.worker")
+arqs_logger = logging.getLogger("arq.jobs")
 
 MOST_AT_ONCE = 64
 """Larger batches hold Redis for milliseconds (JOBS.md 9)."""
@@ -150,8 +152,8 @@ class Settler:
             return ending
         try:
             settlement.dumped = _dumps(settlement, ending.value)
-        except Exception as exc:  # noqa: BLE001 - whatever the serializer raises
-            logger.warning("error serializing result of %s: %s", running.job_id, exc)
+        except Exception:
+            arqs_logger.warning("error serializing result of %s", ref_of(running), exc_info=True)
             return Errored(SerializationError("unable to serialize result"))
         return ending
 

@@ -8,7 +8,7 @@ import pytest
 import redis
 from rq import Queue
 
-from app.jobs import ArqRedis, AsyncWorker, RedisSettings, create_pool
+from app.jobs import ArqRedis, AsyncWorker, RedisSettings, Worker, create_pool
 from tests.jobs import functions
 
 RunWorker = Callable[..., AbstractAsyncContextManager[AsyncWorker]]
@@ -25,9 +25,29 @@ ALL = [
 ]
 
 
+async def run_all(redis_url: str, *functions: Any, **options: Any) -> Worker:
+    """Runs a worker of these functions until the queue is empty."""
+    settings = RedisSettings.from_dsn(redis_url)
+    worker = Worker(
+        functions, redis_settings=settings, burst=True, handle_signals=False, poll_delay=0.01, **options
+    )
+    try:
+        await worker.async_run()
+    finally:
+        await worker.close()
+    return worker
+
+
 @pytest.fixture
 async def pool(redis_url: str) -> AsyncIterator[ArqRedis]:
     pool = await create_pool(RedisSettings.from_dsn(redis_url), default_queue_name="q", serializer="json")
+    yield pool
+    await pool.aclose()
+
+
+@pytest.fixture
+async def arq_pool(redis_url: str) -> AsyncIterator[ArqRedis]:
+    pool = await create_pool(RedisSettings.from_dsn(redis_url))
     yield pool
     await pool.aclose()
 
