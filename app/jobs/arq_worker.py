@@ -7,6 +7,7 @@ import logging
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, tzinfo
+from functools import partial
 from signal import Signals
 from typing import Any
 
@@ -240,19 +241,24 @@ class Worker(Attributes):
 
     def handle_sig_wait_for_completion(self, signum: Signals) -> None:
         """Start nothing more, and stop once the running jobs have ended or `job_completion_wait` is over."""
+        logger.info("Setting allow_pick_jobs to `False`")
+        self._engine.on_grace_over = partial(self._tell_of_wait, Signals(signum).name)
         self._stop(Signals(signum), grace_seconds=self._job_completion_wait, what="to be completed")
+
+    def _tell_of_wait(self, name: str) -> None:
+        self._engine.on_grace_over = None
+        logger.info("shutdown on %s, wait complete ◆ %s", name, self._counts("ongoing to cancel"))
+
+    def _counts(self, what: str) -> str:
+        engine = self._engine
+        return (
+            f"{engine.jobs_complete} jobs complete ◆ {engine.jobs_failed} failed ◆ {engine.jobs_retried} retries ◆ "
+            f"{engine.executor.active_count} {what}"
+        )
 
     def _stop(self, number: Signals, *, grace_seconds: float, what: str) -> None:
         engine = self._engine
-        logger.info(
-            "shutdown on %s ◆ %d jobs complete ◆ %d failed ◆ %d retries ◆ %d %s",
-            number.name,
-            engine.jobs_complete,
-            engine.jobs_failed,
-            engine.jobs_retried,
-            engine.executor.active_count,
-            what,
-        )
+        logger.info("shutdown on %s ◆ %s", number.name, self._counts(what))
         self._is_stopped_by_signal = True
         engine.shutdown_grace_seconds = grace_seconds
         engine.request_shutdown()

@@ -107,6 +107,7 @@ class AsyncWorker(RegisteredWorker):
         self.jobs_complete = self.jobs_failed = self.jobs_retried = 0
         self.dequeue_strategy = DequeueStrategy.DEFAULT
         self.is_cold = False
+        self.on_grace_over: Callable[[], None] | None = None
         self.trusts_redis = may_unpickle(self.serializer)
         self.reader = CallReader(FunctionTable(functions), None if self.trusts_redis else max_body_bytes)
         self.executor = Executor(self)
@@ -243,6 +244,8 @@ class AsyncWorker(RegisteredWorker):
         """Let running jobs finish within the grace, give the rest back, and settle them all."""
         await asyncio.to_thread(self.note_shutdown)
         await self._wait_until_idle(self.shutdown_grace_seconds)
+        if self.on_grace_over is not None:
+            self.on_grace_over()
         self.executor.give_back_all()
         await self._wait_until_idle(_SETTLE_SECONDS)
 

@@ -2,12 +2,13 @@
 
 import asyncio
 import re
+import signal
 from typing import Any
 
 import pytest
 import redis
 
-from app.jobs import ArqRedis, RedisSettings, Retry, create_pool, cron, func
+from app.jobs import ArqRedis, RedisSettings, Retry, Worker, create_pool, cron, func
 from tests.jobs.conftest import Until, run_all
 
 
@@ -105,6 +106,41 @@ async def test_a_job_is_told_to_begin_after_its_hook(redis_url: str, arq_pool: A
     await arq_pool.enqueue_job("again", _job_id="x")
     await run_all(redis_url, func(again, name="again"), on_job_start=hook)
     assert seen == ["arq.worker INFO N.NNs → x:again()", "arq.worker INFO N.NNs ↻ x:again retrying job in N.NNs"]
+
+
+@pytest.mark.parametrize("is_over", [True, False])
+async def test_a_wait_for_running_jobs_is_told_before_and_after(
+    redis_url: str, arq_pool: ArqRedis, caplog: pytest.LogCaptureFixture, *, is_over: bool
+) -> None:
+    has_begun, may_end = asyncio.Event(), asyncio.Event()
+
+    async def hold(ctx: dict[str, Any]) -> None:
+        has_begun.set()
+        await may_end.wait()
+
+    worker = Worker(
+        [func(hold, name="hold")],
+        redis_settings=RedisSettings.from_dsn(redis_url),
+        handle_signals=False,
+        job_completion_wait=30 if is_over else 0.01,
+    )
+    await arq_pool.enqueue_job("hold")
+    running = asyncio.create_task(worker.async_run())
+    await has_begun.wait()
+    with caplog.at_level("INFO", logger="arq.worker"):
+        worker.handle_sig_wait_for_completion(signal.SIGTERM)
+        if is_over:
+            may_end.set()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+    told = [each.getMessage() for each in caplog.records if "shutdown" in each.msg or "Setting" in each.msg]
+    assert told == [
+        "Setting allow_pick_jobs to `False`",
+        "shutdown on SIGTERM ◆ 0 jobs complete ◆ 0 failed ◆ 0 retries ◆ 1 to be completed",
+        f"shutdown on SIGTERM, wait complete ◆ {int(is_over)} jobs complete ◆ 0 failed ◆ 0 retries ◆ "
+        f"{int(not is_over)} ongoing to cancel",
+    ]
+    await worker.close()
 
 
 async def test_a_redis_that_is_away_is_told_by_arqs_logger(tmp_path: Any, lines: Any) -> None:
