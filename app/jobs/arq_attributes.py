@@ -1,5 +1,6 @@
 """The public attributes of arq's `Worker` (arq 0.28, `arq.worker`) that its parts keep, to be read and set."""
 
+import asyncio
 from typing import Any, Generic, TypeVar, cast
 
 from app.jobs.executor import Hook
@@ -48,6 +49,8 @@ class Fixed(Generic[Value]):
 class Attributes:
     """What arq's users read and set beside a worker's own attributes; times in seconds."""
 
+    main_task: asyncio.Task[None] | None = None
+
     queue_name = Fixed[str]()
     redis_settings = Fixed[RedisSettings | None]()
     job_serializer = Fixed[DictSerializer | None]()
@@ -71,3 +74,12 @@ class Attributes:
     jobs_retried = HandedOn[int]("_engine", "jobs_retried")
     health_check_key = HandedOn[str]("_health", "key")
     health_check_interval = HandedOn[float]("_health", "interval_seconds")
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop that `async_run` runs in; before that, the caller's.
+
+        Raises:
+            RuntimeError: there is none.
+        """
+        return asyncio.get_running_loop() if self.main_task is None else self.main_task.get_loop()

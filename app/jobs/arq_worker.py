@@ -110,7 +110,6 @@ class Worker(Attributes):
         self.on_startup, self.on_shutdown = on_startup, on_shutdown
         self.timezone = timezone or datetime.now().astimezone().tzinfo
         self.on_stop: Callable[[Signals], Any] | None = None
-        self.main_task: asyncio.Task[None] | None = None
         self.redis_settings = None if redis_pool is not None else redis_settings or RedisSettings()
         self._pool = redis_pool
         self._handle_signals, self._job_completion_wait = handle_signals, job_completion_wait

@@ -170,12 +170,14 @@ async def test_what_is_set_on_a_worker_holds_from_then_on(redis_url: str, arq_po
 
     worker = Worker([multiply], redis_settings=RedisSettings.from_dsn(redis_url), burst=True, handle_signals=False)
     worker.ctx = {"mine": "yes"}
+    assert worker.loop is asyncio.get_running_loop()
     worker.on_job_start, worker.max_tries, worker.poll_delay_s = note, 2, 0.01
     worker.health_check_key, worker.health_check_interval = "how-we-are", 60
     worker.functions["again"] = func(again, name="again")
     job = await arq_pool.enqueue_job("again")
     assert job is not None
     await worker.async_run()
+    assert await asyncio.to_thread(lambda: worker.loop) is asyncio.get_running_loop()
     assert seen == [("yes", 1), ("yes", 2)]
     assert 50 < await arq_pool.ttl("how-we-are") <= 61
     await worker.close()
