@@ -9,7 +9,6 @@ id (as hints ask for) and straight from Postgres (as without Redis), and how lon
 
 import argparse
 import asyncio
-import os
 import random
 import statistics
 import tempfile
@@ -31,7 +30,7 @@ from app.db import Pool, connection, open_pool, transaction
 from app.ids import to_wire
 from app.records.ingestions import claim, claim_due
 from app.settings import QUEUE_NAME
-from benchmarks.ingest import UNSET
+from tests.support.environment import clean_environment
 from tests.support.ports import free_port
 
 BATCH = 2000
@@ -160,7 +159,7 @@ def main() -> None:
     files = parser.parse_args().files // BATCH * BATCH
     console = Console(width=100)
     rows: dict[str, str] = {}
-    environment = {name: value for name, value in os.environ.items() if name not in UNSET}
+    environment = clean_environment()
     with tempfile.TemporaryDirectory() as folder:
         plan = ServicePlan(Path(folder), port=free_port(), workers=0, environment=environment)
         with running_service(plan, print) as service:

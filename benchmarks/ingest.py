@@ -9,7 +9,6 @@ one batch upload, and waits until all are searchable. Medians of the runs, with 
 import argparse
 import asyncio
 import json
-import os
 import random
 import statistics
 import subprocess
@@ -27,9 +26,9 @@ from rich.table import Table
 
 from app.cli.service import RunningService, ServicePlan, running_service
 from benchmarks.cpu import cpu_seconds
+from tests.support.environment import clean_environment
 from tests.support.ports import free_port
 
-UNSET = ("DATABASE_URL", "REDIS_URL", "STORAGE_URL", "RAG_OPENAI_API_KEY", "RAG_OPENAI_API_BASE_URL")
 UPLOADS_AT_ONCE = 8
 WORDS = Path(__file__).resolve().parent.parent.joinpath("LICENSE").read_text().split()
 SHOWN = ("files_per_second", "chunks_per_second", "batch_answer_ms", "upload_p50_ms", "upload_p95_ms")
@@ -129,7 +128,7 @@ async def measure(service: RunningService, texts: list[bytes]) -> Run:
 
 def run_arm(embedder: str, options: argparse.Namespace) -> Arm:
     """All runs with one embedder, on a service of their own; the first, unmeasured one warms everything up."""
-    environment = {name: value for name, value in os.environ.items() if name not in UNSET}
+    environment = clean_environment()
     environment["LOG_LEVEL"] = "warning"
     arm = Arm(embedder)
     with (

@@ -23,8 +23,8 @@ from rich.table import Table
 
 from app.cli.service import RunningService, ServicePlan, running_service
 from app.embedded import EmbeddedRedis
-from benchmarks.ingest import UNSET
 from tests.faults.provider import Provider
+from tests.support.environment import clean_environment
 from tests.support.fake_openai import Held
 from tests.support.ports import free_port
 
@@ -37,7 +37,7 @@ class Bench:
     def __init__(self, stack: ExitStack, folder: Path) -> None:
         self.provider = stack.enter_context(Provider())
         self.redis = stack.enter_context(EmbeddedRedis(folder))
-        environment = {name: value for name, value in os.environ.items() if name not in UNSET} | {
+        environment = clean_environment() | {
             "REDIS_URL": self.redis.url,
             "RAG_EMBEDDING_ENGINE": "openai",
             "RAG_OPENAI_API_KEY": "sk-server",

@@ -1,6 +1,5 @@
 """What README and docs say is checked against the program."""
 
-import os
 import re
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from app.cli.commands import app
 from app.cli.service import ServicePlan, running_service
 from app.errors import FailureCode
 from app.settings import Settings
-from tests.acceptance.conftest import UNSET
+from tests.support.environment import clean_environment
 from tests.support.ports import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -122,7 +121,7 @@ def test_every_command_explains_itself(command: str) -> None:
 
 def test_the_readmes_example_runs_as_it_stands(tmp_path: Path) -> None:
     (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    environment = {name: value for name, value in os.environ.items() if name not in UNSET}
+    environment = clean_environment()
     with running_service(
         ServicePlan(tmp_path / "data", port=free_port(), environment=environment), print
     ) as service:

@@ -1,6 +1,5 @@
 """The real service, as `sluice up` starts it: 2 API processes, 2 workers, embedded Postgres and Redis."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -13,11 +12,11 @@ from openai import OpenAI
 
 from app.cli.service import RunningService, ServicePlan, running_service
 from app.samples import write_samples
+from tests.support.environment import UNSET, clean_environment  # noqa: F401 - UNSET for tests/faults/harness.py
 from tests.support.ports import free_port
 
 CORPUS = Path(__file__).resolve().parents[3] / "shared" / "corpus" / "files"
 QUICK = {"LEASE_SECONDS": "4", "SWEEP_INTERVAL_SECONDS": "0.5", "JOB_RETRY_DELAY": "0.5", "LOG_LEVEL": "info"}
-UNSET = ("DATABASE_URL", "REDIS_URL", "STORAGE_URL", "RAG_OPENAI_API_KEY", "RAG_OPENAI_API_BASE_URL")
 Doctor = Callable[[], "subprocess.CompletedProcess[str]"]
 
 
@@ -30,7 +29,7 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def service(folder: Path) -> Iterator[RunningService]:
-    environment = {name: value for name, value in os.environ.items() if name not in UNSET} | QUICK
+    environment = clean_environment() | QUICK
     plan = ServicePlan(folder, port=free_port(), api_processes=2, workers=2, environment=environment)
     with running_service(plan, print) as service:
         yield service

@@ -1,7 +1,6 @@
 """Canary keys go through the whole service, in success and failure; then everything that lasts is searched."""
 
 import asyncio
-import os
 import re
 import shutil
 import subprocess
@@ -18,7 +17,8 @@ import pytest
 import redis
 
 from app.cli.service import RunningService, ServicePlan, running_service
-from tests.acceptance.conftest import QUICK, UNSET
+from tests.acceptance.conftest import QUICK
+from tests.support.environment import clean_environment
 from tests.support.fake_openai import FakeOpenAI, Status
 from tests.support.ports import free_port
 
@@ -39,7 +39,7 @@ def place() -> Iterator[Path]:
 
 
 async def start(stack: ExitStack, place: Path, provider: FakeOpenAI) -> RunningService:
-    environment = {name: value for name, value in os.environ.items() if name not in UNSET} | QUICK
+    environment = clean_environment() | QUICK
     environment |= {
         "RAG_OPENAI_API_BASE_URL": provider.base_url,
         "RAG_OPENAI_API_KEY": DEFAULT,

@@ -1,6 +1,5 @@
 """`sluice up` as a person runs it: until Ctrl-C, killed, started twice."""
 
-import os
 import re
 import shutil
 import signal
@@ -15,10 +14,10 @@ import httpx
 import pytest
 
 from app.cli.place import DataFolder
-from tests.acceptance.conftest import UNSET
+from tests.support.environment import clean_environment
 from tests.support.ports import free_port
 
-ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in UNSET}
+ENVIRONMENT = clean_environment()
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ Uploads go on all the time; none may be refused, each file must be searchable in
 """
 
 import asyncio
-import os
 import random
 import shutil
 import signal
@@ -26,10 +25,10 @@ from app.access.tokens import create_token
 from app.db import open_pool, transaction
 from app.embedded import EmbeddedPostgres, EmbeddedRedis
 from app.settings import load_settings
-from tests.acceptance.conftest import UNSET
 from tests.faults.harness import QUICK, WORDS
 from tests.faults.kinds.processes import ROOT, version_before_newest_migration
 from tests.faults.promises import broken_promises
+from tests.support.environment import clean_environment
 from tests.support.ports import free_port
 
 PHASE_SECONDS = 4.0
@@ -125,7 +124,7 @@ def update(folder: Path, stack: ExitStack) -> list[str]:
     """What went wrong."""
     postgres = stack.enter_context(EmbeddedPostgres(folder / "pg"))
     queue = stack.enter_context(EmbeddedRedis(folder / "redis"))
-    environment = {name: value for name, value in os.environ.items() if name not in UNSET} | QUICK
+    environment = clean_environment() | QUICK
     environment |= {
         "DATABASE_URL": postgres.url,
         "REDIS_URL": queue.url,
