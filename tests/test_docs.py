@@ -22,7 +22,12 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 PAGES = {
     path.name: path.read_text()
-    for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "CONTRIBUTING.md")
+    for path in (
+        ROOT / "README.md",
+        *(ROOT / "docs").glob("*.md"),
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "CHANGELOG.md",
+    )  # fmt: skip
 }
 
 
@@ -47,6 +52,7 @@ def command_tree() -> dict[str, set[str]]:
 
 
 COMMANDS = command_tree()
+TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
 def unknown_part(line: str) -> str | None:
@@ -63,6 +69,24 @@ def unknown_part(line: str) -> str | None:
         return line
     options = [word.split("=")[0] for word in words if word.startswith("--")]
     return next((option for option in options if option not in COMMANDS[path]), None)
+
+
+def unknown_targets(text: str) -> list[str]:
+    """What `make …` is told to make, and cannot."""
+    return [
+        target for target in re.findall(r"(?:^    |`)make ([a-z-]+)", text, re.MULTILINE) if target not in TARGETS
+    ]
+
+
+def unknown_modules(text: str) -> list[str]:
+    """Modules of ours that `python -m …` is told to run, or that stand alone in backticks, and are not there."""
+    named = re.findall(r"(?:python -m\s+|`)((?:app|benchmarks|tests)(?:\.[a-z_]+)+)(?=[\s`]|$)", text)
+    paths = {name: ROOT / name.replace(".", "/") for name in named}
+    return [
+        name
+        for name, path in paths.items()
+        if not (path.with_suffix(".py").exists() or (path / "__main__.py").exists())
+    ]
 
 
 def shown(name: str) -> str:
@@ -92,10 +116,9 @@ def test_every_place_that_is_named_exists() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_command_and_target_that_is_mentioned_exists(page: str) -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    for target in re.findall(r"(?:^    |`)make ([a-z]+)", PAGES[page], re.MULTILINE):
-        assert target in targets, target
+def test_every_command_target_and_module_that_is_mentioned_exists(page: str) -> None:
+    assert unknown_targets(PAGES[page]) == []
+    assert unknown_modules(PAGES[page]) == []
     for mention in re.findall(r"(?:^    |\|\s*|exec api |`)sluice ([a-z][^`#|\n]*)", PAGES[page], re.MULTILINE):
         assert unknown_part(mention) is None, mention
 
@@ -103,6 +126,12 @@ def test_every_command_and_target_that_is_mentioned_exists(page: str) -> None:
 @pytest.mark.parametrize("mention", ["fly", "users fly", "doctor --alive", "ingest FILES… --stores notes"])
 def test_a_mention_of_what_does_not_exist_is_noticed(mention: str) -> None:
     assert unknown_part(mention) is not None
+
+
+def test_a_target_or_module_that_does_not_exist_is_noticed() -> None:
+    text = "    make test-fautls COUNT=3\n`python -m\n  benchmarks.recovry --runs 5`, `tests.fault`, `tests.faults`"
+    assert unknown_targets(text) == ["test-fautls"]
+    assert unknown_modules(text) == ["benchmarks.recovry", "tests.fault"]
 
 
 @pytest.mark.parametrize("page", PAGES)
