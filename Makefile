@@ -1,7 +1,7 @@
 # Everything a person or CI runs. `make demo` and `make test` need Python >= 3.11 and make, nothing else.
 PYTHON ?= python3
 VENV   ?= .venv
-COUNT  ?= 60
+COUNT  ?= 300
 SEED   ?= 1
 BIN    := $(VENV)/bin
 UV_COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate

@@ -27,7 +27,7 @@ PAGES = {
         *(ROOT / "docs").glob("*.md"),
         ROOT / "CONTRIBUTING.md",
         ROOT / "CHANGELOG.md",
-    )  # fmt: skip
+    )
 }
 
 
@@ -121,6 +121,13 @@ def test_every_command_target_and_module_that_is_mentioned_exists(page: str) -> 
     assert unknown_modules(PAGES[page]) == []
     for mention in re.findall(r"(?:^    |\|\s*|exec api |`)sluice ([a-z][^`#|\n]*)", PAGES[page], re.MULTILINE):
         assert unknown_part(mention) is None, mention
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_defaults_of_make_are_the_ones_that_are_mentioned(page: str) -> None:
+    defaults = dict(re.findall(r"^([A-Z]+) +\?= ([0-9]+)$", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for name, value in re.findall(r"\[([A-Z]+)=([0-9]+)\]", PAGES[page]):
+        assert defaults[name] == value
 
 
 @pytest.mark.parametrize("mention", ["fly", "users fly", "doctor --alive", "ingest FILES… --stores notes"])
