@@ -7,6 +7,7 @@ import pytest
 
 from tests.faults.inside.fail_points import POINTS, FailPoint, wrapped
 from tests.faults.mutants import MUTANTS, make
+from tests.faults.update import Version
 
 
 @pytest.mark.parametrize("point", POINTS.values(), ids=POINTS)
@@ -18,3 +19,12 @@ def test_every_fail_point_is_at_a_coroutine_function(point: FailPoint):
 @pytest.mark.parametrize("name", MUTANTS)
 def test_every_mutant_finds_what_it_takes_out(name, tmp_path):
     assert (make(name, tmp_path) / MUTANTS[name].file).exists()
+
+
+def test_a_version_whose_processes_end_is_not_waited_for(tmp_path):
+    version = Version(tmp_path, {}, tmp_path / "log")
+    try:
+        with pytest.raises(RuntimeError, match=r"ended: .*app\.cli.*/log"):
+            version.start()
+    finally:
+        version.kill()

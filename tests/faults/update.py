@@ -32,6 +32,7 @@ from tests.support.environment import clean_environment
 from tests.support.ports import free_port
 
 PHASE_SECONDS = 4.0
+START_SECONDS = 60.0
 FILES = 8
 
 
@@ -44,7 +45,7 @@ class Load:
         self.refused: list[str] = []
         self._headers = {"Authorization": f"Bearer {api_key}"}
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run)
+        self._thread = threading.Thread(target=self._run, daemon=True)
 
     def start(self, url: str) -> None:
         self.url = url
@@ -96,12 +97,24 @@ class Version:
                 self._processes.append(
                     subprocess.Popen(full, cwd=self._root, env=self._environment, stdout=log, stderr=log)
                 )
-        while True:
-            try:
-                if httpx.get(f"{self.url}/readyz").is_success:
-                    return
-            except httpx.HTTPError:
-                time.sleep(0.05)
+        deadline = time.monotonic() + START_SECONDS
+        while not self._is_ready():
+            ended = [process.args for process in self._processes if process.poll() is not None]
+            if ended or time.monotonic() > deadline:
+                raise RuntimeError(f"not ready; ended: {ended}; the log is {self._log}")
+            time.sleep(0.05)
+
+    def _is_ready(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/readyz").is_success
+        except httpx.HTTPError:
+            return False
+
+    def kill(self) -> None:
+        """Whatever of it still runs."""
+        for process in self._processes:
+            process.kill()
+            process.wait()
 
     def stop(self) -> bool:
         """SIGTERM; whether all ended in order (uvicorn passes the signal on to itself in the end)."""
@@ -134,6 +147,8 @@ def update(folder: Path, stack: ExitStack) -> list[str]:
     settings = load_settings(**{name.lower(): value for name, value in environment.items()})
     old = Version(version_before_newest_migration(folder), environment, folder / "old.log")
     new = Version(ROOT, environment, folder / "new.log")
+    stack.callback(old.kill)
+    stack.callback(new.kill)
     old.run("alembic", "upgrade", "head")
     load = Load(asyncio.run(make_key(postgres.url)))
     old.start()
