@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from redis.exceptions import RedisError
-
 from app.db import Connection, connection
-from app.doorbell import job_id_of
+from app.doorbell import DoorbellUnavailable, job_id_of
 from app.resources import Resources
 
 _MOST_FINDINGS_A_CHECK = 50
@@ -119,8 +117,8 @@ async def _rows_with_jobs(conn: Connection, grace_seconds: float) -> Sequence[_R
 async def _disagreements(resources: Resources, rows: Sequence[_RowWithJob]) -> list[Finding]:
     try:
         statuses = await resources.doorbell.statuses([row.job_id for row in rows])
-    except (RedisError, OSError) as exc:
-        return [Finding("Redis answers", f"{type(exc).__name__}; work goes on without it")]
+    except DoorbellUnavailable as exc:
+        return [Finding("Redis answers", f"{exc}; work goes on without it")]
     findings = []
     for row in rows if statuses else ():
         status = statuses.get(row.job_id)

@@ -27,7 +27,7 @@ _SLACK_SECONDS = 60
 logger = structlog.stdlib.get_logger(__name__)
 
 
-class QueueUnavailable(Transient):
+class DoorbellUnavailable(Transient):
     """Redis does not answer; work goes on without it."""
 
 
@@ -113,24 +113,27 @@ class Doorbell:
         """What RQ says of a job; None if it knows none, or there is no queue.
 
         Raises:
-            QueueUnavailable: Redis is away.
+            DoorbellUnavailable: Redis is away.
         """
         if self._redis is None:
             return None
         try:
             return await view_job(self._redis, job_id)
         except RedisError as exc:
-            raise QueueUnavailable from exc
+            raise DoorbellUnavailable(str(exc)) from exc
 
     async def statuses(self, job_ids: Sequence[str]) -> dict[str, str | None]:
         """RQ's status word for each job, None where it knows none.
 
         Raises:
-            RedisError: Redis is away.
+            DoorbellUnavailable: Redis is away.
         """
         if self._redis is None or not job_ids:
             return {}
-        return await jobs_status(self._redis, job_ids)
+        try:
+            return await jobs_status(self._redis, job_ids)
+        except RedisError as exc:
+            raise DoorbellUnavailable(str(exc)) from exc
 
     def _note(self, error: RedisError | None) -> None:
         """One line when Redis goes and one when it is back, not one an upload."""

@@ -24,7 +24,7 @@ SAME_ROW_ALLOWED = {
 HOMES = {
     "fastapi": {"api", "main"},
     "rq": {"jobs"},
-    "redis": {"jobs", "embedding", "resources", "doorbell", "doctor"},
+    "redis": {"jobs", "embedding", "resources", "doorbell"},
     "openai": {"embedding"},
     "pgvector": {"vector", "schema"},
     "obstore": {"blobs"},

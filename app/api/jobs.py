@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from app.api.callers import Caller, Parts
 from app.api.wire.ingestions import IngestionAnswer, JobAnswer
 from app.db import connection
-from app.doorbell import Doorbell, QueueUnavailable
+from app.doorbell import Doorbell, DoorbellUnavailable
 from app.errors import NotFound
 from app.records.ingestions import get_ingestion
 from app.settings import QUEUE_NAME
@@ -36,7 +36,7 @@ async def _ask_queue(doorbell: Doorbell, job_id: str) -> tuple[dict[str, object]
         return None, "This server runs without a job queue (ENABLE_JOB_QUEUE=false)."
     try:
         view = await doorbell.get_job_status(job_id)
-    except QueueUnavailable:
+    except DoorbellUnavailable:
         return None, "The job queue does not answer at the moment; the ingestion goes on without it."
     if view is None:
         return None, "The job queue knows no such job: it has expired, or has not been enqueued yet."

@@ -3,9 +3,11 @@
 import pytest
 
 from app.db import transaction
+from app.doctor import examine
 from app.doorbell import job_id_of
 from app.ingest.outcomes import Completed
 from app.records.ingestions import Hint
+from app.resources import open_resources
 from tests.ingest.conftest import Workbench
 
 BREAKAGES = {
@@ -73,3 +75,13 @@ async def test_the_doctor_finds_due_work_of_which_the_queue_knows_nothing(bench:
     await bench.sql("UPDATE ingestions SET hinted_at = now() - interval '1 minute'")
     (finding,) = await bench.findings()
     assert "is gone" in finding.where
+
+
+async def test_the_doctor_names_a_redis_that_does_not_answer(bench: Workbench) -> None:
+    await bench.attach(await bench.file(), [await bench.store()])
+    await bench.sql("UPDATE ingestions SET hinted_at = now() - interval '1 minute'")
+    nowhere = bench.resources.settings.model_copy(update={"redis_url": "redis://127.0.0.1:1/0"})
+    async with open_resources(nowhere, role="test") as without:
+        (finding,) = await examine(without)
+    assert finding.promise == "Redis answers"
+    assert "127.0.0.1:1" in finding.where
