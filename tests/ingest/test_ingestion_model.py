@@ -14,15 +14,19 @@ import redis
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from pydantic import SecretStr
 
+from app.access.embedding_keys import add_embedding_key, revoke_embedding_key
 from app.access.people import create_user
 from app.access.tokens import Principal
+from app.credentials import credential_for
 from app.db import connection, transaction
 from app.doorbell import job_id_of
 from app.embedding import EmbeddingModel
 from app.ids import new_id
 from app.ingest.commit import save_docs_to_multiple_collections
 from app.ingest.maintenance import sweep
+from app.ingest.outcomes import Failed, Superseded
 from app.ingest.prepare import PreparedFile
 from app.records.ingestions import (
     Claim,
@@ -36,7 +40,7 @@ from app.records.ingestions import (
 )
 from app.records.store_files import detach_everywhere
 from app.resources import open_resources
-from app.settings import LOCAL_DIMENSIONS, LOCAL_MODEL, Settings
+from app.settings import Settings
 from app.vector.chunks import delete_chunks
 from app.vector.codec import encode_chunks
 from tests.ingest.conftest import Workbench
@@ -45,6 +49,8 @@ MOST_CRASHES = 3
 MOST_INGESTIONS = 4
 """Few, so that much happens to each."""
 LEASE_SECONDS = 3600.0
+MODEL = EmbeddingModel("text-embedding-3-small", 8)
+"""One that is paid for with a key; nobody calls it, chunks are made here."""
 PICK = st.integers(0, 1 << 16)
 
 
@@ -101,7 +107,21 @@ class Ingestions(RuleBasedStateMachine):
             name = f"user {next(self.names)}"
             user = await create_user(conn, name)
         self.bench = Workbench(resources, Principal(user.id, name, new_id()))
-        self.stores = [await self.bench.store() for _ in range(2)]
+        self.stores = [await self.bench.store(model=MODEL.name, dimensions=MODEL.dimensions) for _ in range(2)]
+        self.revoked: set[UUID] = set()
+        self.key = await self._add_key()
+
+    async def _add_key(self) -> UUID:
+        async with self.conn() as conn:
+            key = await add_embedding_key(
+                conn,
+                owner_id=self.bench.owner.user_id,
+                name="mine",
+                base_url="http://127.0.0.1:1",
+                secret=SecretStr("sk-made-up"),
+                kek=self.app_settings.key_encryption_key,
+            )
+        return key.id
 
     def teardown(self) -> None:
         self.do(self.stack.aclose())
@@ -132,7 +152,8 @@ class Ingestions(RuleBasedStateMachine):
         self._attach(file, into)
 
     def _attach(self, file: UUID, into: list[int]) -> None:
-        ingestion = self.do(self.bench.attach(file, [self.stores[store] for store in into]))
+        stores = [self.stores[store] for store in into]
+        ingestion = self.do(self.bench.attach(file, stores, embedding_key_id=self.key))
         self.model.ingestions[ingestion] = Expected(file, set(into))
 
     @precondition(lambda self: self.model.ingestions)
@@ -218,11 +239,36 @@ class Ingestions(RuleBasedStateMachine):
                 one.crashes += 1
                 one.state = "failed" if one.crashes >= MOST_CRASHES else "queued"
 
+    @precondition(lambda self: any(self._is_valid(held) for held in self.held))
+    @rule(number=PICK)
+    def revoke_the_key(self, number: int) -> None:
+        """All that has been attached counts on it, one at once; what comes later gets a new one."""
+        self.do(self._revoke())
+        self.revoked.add(self.key)
+        self.key = self.do(self._add_key())
+        held = [each for each in self.held if self._is_valid(each)]
+        self._finish_without_a_key(held[number % len(held)])
+
+    async def _revoke(self) -> None:
+        async with self.conn() as conn:
+            await revoke_embedding_key(conn, owner_id=self.bench.owner.user_id, key_id=self.key)
+
+    def _expected(self, held: Claim) -> Expected:
+        return self.model.ingestions.get(held.ingestion_id, Expected(held.file_id, set()))
+
+    def _may_fail(self, held: Claim) -> bool:
+        """Whether a verdict of this worker counts: it holds the claim, or has ended the attempt that way before."""
+        one = self._expected(held)
+        return self._is_valid(held) or (one.state, one.fence) == ("failed", held.fence)
+
     @precondition(lambda self: self.held)
     @rule(number=PICK, chunks=st.integers(1, 3))
     def finish(self, number: int, chunks: int) -> None:
         held = self.held[number % len(self.held)]
         is_valid = self._is_valid(held)
+        if held.embedding_key_id in self.revoked:
+            self._finish_without_a_key(held)
+            return
         written = self.do(self._finish(held, chunks))
         assert (written is not None) == is_valid
         if is_valid:
@@ -232,21 +278,34 @@ class Ingestions(RuleBasedStateMachine):
             self.model.chunks |= {(one.file, store): chunks for store in one.stores}
 
     async def _finish(self, held: Claim, chunks: int) -> int | None:
-        vectors = np.ones((chunks, LOCAL_DIMENSIONS), dtype=np.float32)
+        vectors = np.ones((chunks, MODEL.dimensions), dtype=np.float32)
         encoded = encode_chunks(held.file_id, ["text"] * chunks, vectors)
-        prepared = PreparedFile(chunks, {EmbeddingModel(LOCAL_MODEL, LOCAL_DIMENSIONS): encoded})
+        prepared = PreparedFile(chunks, {MODEL: encoded})
         async with self.conn() as conn:
+            assert await credential_for(conn, MODEL, held.embedding_key_id, self.app_settings)
             return await save_docs_to_multiple_collections(conn, held, prepared)
+
+    def _finish_without_a_key(self, held: Claim) -> None:
+        """The real attempt, which asks for the key before anything else."""
+        one = self._expected(held)
+        outcome = self.do(self.bench.processor.run(held))
+        if not one.stores or not self._may_fail(held):
+            assert isinstance(outcome, Superseded)
+            return
+        assert isinstance(outcome, Failed)
+        assert outcome.code == "key_revoked"
+        if self._is_valid(held):
+            one.state = "failed"
+            assert self.do(self.bench.row(held.ingestion_id)).error_code == "key_revoked"
 
     @precondition(lambda self: self.held)
     @rule(number=PICK, how=st.sampled_from(["fail", "retry", "give back"]))
     def end_without_success(self, number: int, how: str) -> None:
-        """A verdict, a fault that may heal, a shutdown; or a revoked key, which is a verdict."""
+        """A verdict, a fault that may heal, a shutdown."""
         held = self.held[number % len(self.held)]
         is_valid = self._is_valid(held)
-        one = self.model.ingestions.get(held.ingestion_id, Expected(held.file_id, set()))
-        is_repeated = how == "fail" and (one.state, one.fence) == ("failed", held.fence)
-        assert bool(self.do(self._end(held, how))) == (is_valid or is_repeated)
+        one = self._expected(held)
+        assert bool(self.do(self._end(held, how))) == (self._may_fail(held) if how == "fail" else is_valid)
         if is_valid:
             one.state = "failed" if how == "fail" else "queued"
             one.attempts -= how == "give back"
@@ -254,7 +313,7 @@ class Ingestions(RuleBasedStateMachine):
     async def _end(self, held: Claim, how: str) -> object:
         async with self.conn() as conn:
             if how == "fail":
-                return await fail(conn, held, code="key_revoked", message="It was revoked.")
+                return await fail(conn, held, code="unreadable_file", message="It is damaged.")
             if how == "retry":
                 return await retry_later(conn, held, delay_seconds=0.0, message="Later.", costs_attempt=True)
             return await give_back(conn, held)
