@@ -103,14 +103,16 @@ class Dispatcher:
     async def _carry(self, pack: Pack, lane: _Lane) -> None:
         """Make one request, whose slot is taken already, and settle, queue again or fail its calls."""
         started_at = self._clock.now()
-        try:
-            outcome = await self._api.request(pack.texts, model=lane.model, credential=lane.credential)
-        finally:
-            lane.limiter.release()
-        if isinstance(outcome, Answer):
-            lane.limiter.widen()
-            pack.settle(outcome)
-        elif outcome.failure is not None:
+        with pack.under_way():
+            try:
+                outcome = await self._api.request(pack.texts, model=lane.model, credential=lane.credential)
+            finally:
+                lane.limiter.release()
+            if isinstance(outcome, Answer):
+                lane.limiter.widen()
+                pack.settle(outcome)
+                return
+        if outcome.failure is not None:
             self._refuse(pack, lane, outcome)
         else:
             await self._retry(pack, lane, outcome, started_at=started_at)

@@ -1,4 +1,5 @@
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from types import TracebackType
 from typing import Self
 
@@ -9,12 +10,13 @@ from app.embedding.limiter import Clock
 from app.embedding.local import LocalEmbeddings
 from app.embedding.openai_api import OpenAIEmbeddings
 from app.embedding.packing import Call, estimated_tokens
-from app.embedding.values import Embedded, EmbeddingCredential, EmbeddingModel
+from app.embedding.values import Answered, Embedded, EmbeddingCredential, EmbeddingModel
 from app.errors import Unprocessable
 from app.settings import LOCAL_DIMENSIONS
 
 PATIENCE_SECONDS = 60.0
 LOCAL_THREADS = 2
+LOCAL_TEXTS = 2048  # at once, so that a book shows progress
 
 
 class Embedder:
@@ -66,6 +68,21 @@ class Embedder:
     ) -> Embedded:
         """The vectors of `texts`, shape (texts, model.dimensions), in their order, and what they cost.
 
+        Raises:
+            as `embed_as_answered`.
+        """
+        vectors = np.empty((len(texts), model.dimensions), dtype=np.float32)
+        billed_tokens = 0
+        async for answered in self.embed_as_answered(texts, model=model, credential=credential):
+            vectors[answered.rows] = answered.vectors
+            billed_tokens += answered.billed_tokens
+        return Embedded(vectors, billed_tokens)
+
+    async def embed_as_answered(
+        self, texts: Sequence[str], *, model: EmbeddingModel, credential: EmbeddingCredential | None
+    ) -> AsyncGenerator[Answered]:
+        """The vectors of `texts` as they arrive, each text's once; an error comes after all that was paid for.
+
         Calls that wait at the same time with one credential and model share requests. A cancelled call's texts that
         have not left stay here. The built-in model needs no credential.
 
@@ -75,19 +92,27 @@ class Embedder:
             Transient: the API limits the rate, fails or talks nonsense, for longer than we are patient.
         """
         if not texts:
-            return Embedded(np.empty((0, model.dimensions), dtype=np.float32), 0)
-        if model.is_local:
-            return await self._embed_locally(texts, model)
+            return
+        answers = (
+            self._local_answers(texts, model) if model.is_local else self._api_answers(texts, model, credential)
+        )
+        async with aclosing(answers):
+            async for answered in answers:
+                yield answered
+
+    def _api_answers(
+        self, texts: Sequence[str], model: EmbeddingModel, credential: EmbeddingCredential | None
+    ) -> AsyncGenerator[Answered]:
         if credential is None:
             raise Unprocessable(
                 "no_embedding_key",
                 f"No embedding key is set for {model.name}; add one, or ask who runs this server.",
             )
-        call = Call(texts, dimensions=model.dimensions)
+        call = Call(texts)
         self._dispatcher.submit(call, model=model, credential=credential)
-        return await call.embedded
+        return call.answers()
 
-    async def _embed_locally(self, texts: Sequence[str], model: EmbeddingModel) -> Embedded:
+    async def _local_answers(self, texts: Sequence[str], model: EmbeddingModel) -> AsyncGenerator[Answered]:
         if model.dimensions != LOCAL_DIMENSIONS:
             raise Unprocessable(
                 "dimension_mismatch",
@@ -95,4 +120,6 @@ class Embedder:
                 "are expected; use a vector store with the model's own dimensions, or another model.",
             )
         estimated_tokens(texts)  # refuses what no embedder takes
-        return Embedded(await self._local.embed(texts), billed_tokens=0)
+        for start in range(0, len(texts), LOCAL_TEXTS):
+            part = texts[start : start + LOCAL_TEXTS]
+            yield Answered(range(start, start + len(part)), await self._local.embed(part), billed_tokens=0)

@@ -2,14 +2,15 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
 import numpy as np
 
 from app.embedding.answers import Answer
-from app.embedding.values import Embedded
+from app.embedding.values import Answered
 from app.errors import SluiceError, Unprocessable
 
 MAX_TOKENS = 250_000  # of the 300,000 that OpenAI allows a request
@@ -33,36 +34,75 @@ def estimated_tokens(texts: Sequence[str]) -> list[int]:
 
 
 class Call:
-    """The texts of one `embed`, which may leave in several requests and share them with other calls."""
+    """The texts of one `embed`, which may leave in several requests and share them with other calls.
 
-    def __init__(self, texts: Sequence[str], *, dimensions: int) -> None:
+    After the first failure no more of them leave; those that are under way are waited for: they will be billed.
+    """
+
+    def __init__(self, texts: Sequence[str]) -> None:
         self.texts = texts
         self.tokens = estimated_tokens(texts)
         self.sent = 0  # the first so many texts have left
-        self.embedded: asyncio.Future[Embedded] = asyncio.get_running_loop().create_future()
-        self._vectors = np.empty((len(texts), dimensions), dtype=np.float32)
         self._missing = len(texts)
-        self._billed_tokens = 0
+        self._answered: list[Answered] = []
+        self._error: SluiceError | None = None
+        self._requests = 0  # under way
+        self._is_closed = False
+        self._changed = asyncio.Event()
 
     @property
     def is_over(self) -> bool:
-        """Whether nobody waits any more: answered, failed or cancelled."""
-        return self.embedded.done()
+        """Whether nothing more of it is to leave: answered, failed or given up."""
+        return self._is_closed or self._error is not None or not self._missing
+
+    async def answers(self) -> AsyncGenerator[Answered]:
+        """The vectors as they arrive, each text's once; of what went wrong, the first error, at the end."""
+        try:
+            while self._missing or self._answered:
+                if self._answered:
+                    answered, self._answered = self._answered, []
+                    yield _as_one(answered)
+                elif self._error is not None and not self._requests:
+                    raise self._error
+                else:
+                    self._changed.clear()
+                    await self._changed.wait()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Nobody waits any more."""
+        self._is_closed = True
+
+    @contextmanager
+    def waiting_for_request(self) -> Iterator[None]:
+        """The call does not end while the block, a request with texts of its, is under way."""
+        self._requests += 1
+        try:
+            yield
+        finally:
+            self._requests -= 1
+            self._changed.set()
 
     def fill(self, part: "Part", answer: Answer, *, at: int, billed_tokens: int) -> None:
         """Take this call's rows, from row `at`, out of the answer to a request that it shared."""
-        if self.is_over:
-            return
-        self._vectors[part.start : part.stop] = answer.vectors[at : at + len(part)]
+        rows = range(part.start, part.stop)
+        self._answered.append(Answered(rows, answer.vectors[at : at + len(part)], billed_tokens))
         self._missing -= len(part)
-        self._billed_tokens += billed_tokens
-        if not self._missing:
-            self.embedded.set_result(Embedded(self._vectors, self._billed_tokens))
+        self._changed.set()
 
     def fail(self, error: SluiceError) -> None:
-        """End the call, unless it is over already."""
-        if not self.is_over:
-            self.embedded.set_exception(error)
+        """Let the call end with an error, unless it has one already."""
+        self._error = self._error or error
+        self._changed.set()
+
+
+def _as_one(answered: Sequence[Answered]) -> Answered:
+    return Answered(
+        [row for each in answered for row in each.rows],
+        np.concatenate([each.vectors for each in answered]),
+        sum(each.billed_tokens for each in answered),
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,6 +149,14 @@ class Pack:
     def is_abandoned(self) -> bool:
         """Whether nobody waits for it any more."""
         return all(call.is_over for call in self.calls)
+
+    @contextmanager
+    def under_way(self) -> Iterator[None]:
+        """None of its calls ends while the block, the request, is under way."""
+        with ExitStack() as stack:
+            for call in self.calls:
+                stack.enter_context(call.waiting_for_request())
+            yield
 
     def settle(self, answer: Answer) -> None:
         """Give each call its vectors, and its share of the bill by estimated size."""

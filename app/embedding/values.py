@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -36,6 +37,15 @@ class EmbeddingModel:
     def is_local(self) -> bool:
         """Whether the built-in model is meant, which needs no credential."""
         return self.name == LOCAL_MODEL
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answered:
+    """The vectors of some of a call's texts."""
+
+    rows: Sequence[int]  # which texts
+    vectors: Vectors  # (rows, dimensions)
+    billed_tokens: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -33,23 +34,21 @@ async def embed_texts(
     """The vectors (len(texts), dimensions) of `texts`, in order.
 
     Raises:
-        Unprocessable, Transient: as `Embedder.embed`; what was embedded before the error is kept.
+        Unprocessable, Transient: as `Embedder.embed_as_answered`; what was embedded until then is kept and billed.
     """
     digests = [hashlib.sha256(text.encode()).digest() for text in texts]
     distinct = dict(zip(digests, texts, strict=True))
     known = await _find_known(resources, order, list(distinct))
     missing = [digest for digest in distinct if digest not in known]
-    settings = resources.settings
-    step = settings.rag_embedding_batch_size * settings.embedding_concurrency
-    for start in range(0, len(missing), step):
-        part = missing[start : start + step]
-        embedded = await resources.embedder.embed(
-            [distinct[digest] for digest in part], model=order.model, credential=order.credential
-        )
-        fresh = dict(zip(part, embedded.vectors, strict=True))
-        await _keep(resources, order, fresh)
-        known |= fresh
-        await report(len(known), embedded.billed_tokens)
+    answers = resources.embedder.embed_as_answered(
+        [distinct[digest] for digest in missing], model=order.model, credential=order.credential
+    )
+    async with aclosing(answers):
+        async for answered in answers:
+            fresh = dict(zip((missing[row] for row in answered.rows), answered.vectors, strict=True))
+            await _keep(resources, order, fresh)
+            known |= fresh
+            await report(len(known), answered.billed_tokens)
     return np.stack([known[digest] for digest in digests])
 
 

@@ -119,6 +119,23 @@ async def test_texts_of_a_cancelled_call_that_have_not_left_stay_here(api, open_
     assert [seen.texts for seen in api.requests] == [("a", "b"), ("z",)]
 
 
+async def test_an_error_comes_after_the_answers_that_were_under_way(api, open_embedder):
+    held = Held()
+    api.script(held, Status(401))
+    async with open_embedder(batch_size=1, concurrency=2) as embedder:
+        answers = embedder.embed_as_answered(list("abc"), model=MODEL, credential=credential(api))
+        first = asyncio.ensure_future(anext(answers))
+        await api.arrived(2)
+        while api.in_flight == 2:
+            await asyncio.sleep(0)
+        held.release.set()
+
+        assert list((await first).rows) == [0]
+        with pytest.raises(Unprocessable):
+            await anext(answers)
+    assert len(api.requests) == 2
+
+
 async def test_a_request_that_nobody_waits_for_is_not_made_again(api, open_embedder, stopped):
     api.script(Status(429, {"retry-after": "30"}))
     async with open_embedder(clock=stopped.clock) as embedder:

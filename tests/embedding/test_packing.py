@@ -14,7 +14,7 @@ def _queue(*calls: Call, batch_size: int = 100) -> PackQueue:
 
 
 def _call(*texts: str) -> Call:
-    return Call(texts, dimensions=8)
+    return Call(texts)
 
 
 async def test_texts_of_several_calls_share_a_request():
@@ -53,7 +53,7 @@ async def test_a_short_call_does_not_stand_behind_a_whole_book():
 async def test_texts_of_a_call_that_nobody_waits_for_do_not_leave():
     gone, here = _call("gone"), _call("here")
     queue = _queue(gone, here)
-    gone.embedded.cancel()
+    gone.close()
 
     assert queue.take().texts == ["here"]
 

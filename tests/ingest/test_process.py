@@ -145,12 +145,11 @@ async def test_a_provider_that_limits_its_rate_is_waited_for_and_only_what_is_mi
     paid: Workbench, provider: FakeOpenAI
 ) -> None:
     store = await paid.store(model="text-embedding-3-small", dimensions=8)
-    one_at_a_time = paid.with_settings(
-        rag_embedding_batch_size=1, embedding_concurrency=1, job_retry_delay=0.0, job_max_retries=3
-    )
-    ingestion = await one_at_a_time.attach(await one_at_a_time.file(TEXT + "zebra " * 900), [store])
+    ingestion = await paid.attach(await paid.file(TEXT + "zebra " * 900), [store])
     provider.for_word["zebra"] = Status(429, {"retry-after": "100000"})
-    outcome = await one_at_a_time.processor.process(ingestion)
+    async with Embedder(batch_size=1, concurrency=1, timeout_seconds=10) as one_at_a_time:
+        processor = Processor(replace(paid.resources, embedder=one_at_a_time), name="test-worker")
+        outcome = await processor.process(ingestion)
     assert isinstance(outcome, RetryLater)
     assert outcome.delay_seconds > 60
     row = await paid.row(ingestion)
@@ -161,11 +160,31 @@ async def test_a_provider_that_limits_its_rate_is_waited_for_and_only_what_is_mi
     provider.for_word.clear()
     provider.requests.clear()
     await paid.sql("UPDATE ingestions SET next_run_at = now()")
-    async with open_resources(one_at_a_time.resources.settings, role="another process") as fresh:
+    async with open_resources(paid.resources.settings, role="another process") as fresh:
         assert isinstance(await Workbench(fresh, paid.owner).processor.process(ingestion), Completed)
     asked_again = {text for request in provider.requests for text in request.texts}
     assert not asked_again & paid_for
     assert await paid.findings() == []
+
+
+async def test_answers_that_come_after_a_failure_are_kept_and_billed(paid: Workbench, provider: FakeOpenAI) -> None:
+    store = await paid.store(model="text-embedding-3-small", dimensions=8)
+    words = "\n\n".join(" ".join(f"w{part}x{n}" for n in range(300)) for part in range(6))
+    ingestion = await paid.attach(await paid.file(words), [store])
+    late = [Held() for _ in range(5)]
+    provider.script(*late[:2], Status(429, {"retry-after": "100000"}), *late[2:])
+    async with Embedder(batch_size=1, concurrency=6, timeout_seconds=10) as embedder:
+        processor = Processor(replace(paid.resources, embedder=embedder), name="test-worker")
+        running = asyncio.create_task(processor.process(ingestion))
+        await provider.arrived(6)
+        while provider.in_flight == 6:  # until the 429 is on its way
+            await asyncio.sleep(0)
+        for held in late:
+            held.release.set()
+        assert isinstance(await running, RetryLater)
+    assert await paid.sql("SELECT count(*) FROM embedded_texts") == 5
+    assert (await paid.row(ingestion)).billed_tokens == provider.billed_tokens > 0
+    assert len(provider.requests) == 6  # a call that has failed sends nothing more
 
 
 async def test_attempts_run_out(paid: Workbench, provider: FakeOpenAI) -> None:
