@@ -11,6 +11,7 @@ from app.db import Connection, connection, transaction
 from app.errors import Transient
 from app.ingest.cleanup import clean_up
 from app.ingest.process import Processor
+from app.ingest.stalled import StalledWrites
 from app.records.accepted_requests import forget_old_requests
 from app.records.embedded_texts import forget_old_embedded
 from app.records.hints import mark_unhinted, note_withdrawn, overtaken_hints, take_unhinted
@@ -46,6 +47,7 @@ async def maintain(processor: Processor, *, concurrency: int, stop: anyio.Event)
     settings = processor.resources.settings
     interval = settings.sweep_interval_seconds
     next_sweep = mercy_until = -math.inf
+    writes = StalledWrites(patience_seconds=settings.lease_seconds / 2)
     async with anyio.create_task_group() as group:
         group.start_soon(_clean_up_until, processor.resources, stop)
         while not stop.is_set():
@@ -54,6 +56,7 @@ async def maintain(processor: Processor, *, concurrency: int, stop: anyio.Event)
                 has_queue = await processor.resources.doorbell.is_job_queue_available()
                 if anyio.current_time() >= next_sweep:
                     next_sweep = anyio.current_time() + interval
+                    await writes.end(processor.resources.pool)
                     takes_back = anyio.current_time() >= mercy_until
                     has_queue = await sweep(processor.resources, has_queue=has_queue, takes_back=takes_back)
                 if not has_queue:
