@@ -34,12 +34,19 @@ _MOST_SECONDS_A_STATEMENT = 120.0
 LONG_STATEMENT_SECONDS = 3600.0
 """For what grows with a vector store and has to be one statement: its deletion."""
 _ASK_AGAIN_SECONDS = 0.5
+_ACQUIRE_SECONDS = 10
 
 logger = structlog.stdlib.get_logger(__name__)
 
 
 class DatabaseUnavailable(Transient):
     """Postgres does not answer; check DATABASE_URL and that the server runs."""
+
+
+class NoConnection(DatabaseUnavailable):
+    """No connection to Postgres was free, or could be made, within 10 seconds."""
+
+    costs_attempt = False
 
 
 class NotMigrated(Broken):
@@ -97,20 +104,30 @@ async def open_pool(url: str, *, max_size: int, application_name: str) -> Pool:
         raise DatabaseUnavailable from exc
 
 
+async def _acquire(pool: Pool) -> "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]":
+    try:
+        return await pool.acquire(timeout=_ACQUIRE_SECONDS)
+    except TimeoutError as exc:
+        raise NoConnection from exc
+
+
 @asynccontextmanager
 async def connection(pool: Pool) -> AsyncIterator[Connection]:
     """A connection outside a transaction: each statement commits by itself.
 
     Raises:
+        NoConnection: there is none to be had.
         DatabaseUnavailable: the connection was lost, or Postgres asks to try again (deadlock, shutdown).
     """
     try:
-        async with pool.acquire(timeout=10) as conn:
-            try:
-                yield conn
-            except _USED_UP:
-                conn.terminate()  # the pool must not hand it out again
-                raise
+        conn = await _acquire(pool)
+        try:
+            yield conn
+        except _USED_UP:
+            conn.terminate()  # the pool must not hand it out again
+            raise
+        finally:
+            await pool.release(conn)
     except asyncpg.UndefinedTableError as exc:
         raise NotMigrated from exc
     except _PASSING as exc:

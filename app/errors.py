@@ -115,13 +115,18 @@ class Unprocessable(Refused):
 class Transient(SluiceError):
     """A part that Sluice depends on failed for the moment."""
 
+    costs_attempt: ClassVar[bool] = True
+    """Whether it may be the file's fault."""
+
     def __init__(self, message: str | None = None, *, retry_after_seconds: float | None = None) -> None:
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
 
 
 class RateLimited(Transient):
-    """A provider asks us to wait: nobody's failure, so it costs no attempt."""
+    """A provider asks us to wait: nobody's failure."""
+
+    costs_attempt = False
 
 
 class Broken(SluiceError):

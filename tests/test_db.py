@@ -8,7 +8,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from structlog.testing import capture_logs
 
-from app.db import DatabaseUnavailable, open_pool_patiently
+from app.db import DatabaseUnavailable, NoConnection, connection, open_pool, open_pool_patiently
 from app.embedded import EmbeddedPostgres
 from tests.support.proxy import Proxy
 
@@ -39,3 +39,20 @@ async def test_patience_has_an_end() -> None:
             application_name="test",
             patience_seconds=0,
         )
+
+
+async def test_a_pool_that_is_used_up_is_told_from_a_postgres_that_fails(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.db._ACQUIRE_SECONDS", 0.1)
+    pool = await open_pool(database_url, max_size=1, application_name="test")
+    async with connection(pool):
+        with pytest.raises(NoConnection):
+            await connection(pool).__aenter__()
+    with pytest.raises(DatabaseUnavailable) as failed:
+        async with connection(pool) as conn:
+            await conn.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+    assert not isinstance(failed.value, NoConnection)
+    async with connection(pool) as conn:
+        assert await conn.fetchval("SELECT 1") == 1
+    await pool.close()

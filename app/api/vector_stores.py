@@ -20,7 +20,7 @@ from app.db import connection, transaction
 from app.embedding import EmbeddingModel
 from app.errors import BadRequest
 from app.ids import new_id, to_wire
-from app.records.store_files import detach_all
+from app.records.store_files import detach_all, detach_unsettled
 from app.records.vector_stores import (
     NewVectorStore,
     delete_store,
@@ -107,6 +107,9 @@ async def update_vector_store(
 @router.delete("/v1/vector_stores/{vector_store_id}")
 async def delete_vector_store(caller: Caller, resources: Parts, vector_store_id: VectorStoreId) -> Deleted:
     """Delete a vector store with its chunks; the files stay."""
+    async with transaction(resources.pool) as conn:
+        await require_store_owner(conn, caller, vector_store_id)
+        await detach_unsettled(conn, vector_store_id)
     async with transaction(resources.pool) as conn:
         await require_store_owner(conn, caller, vector_store_id)
         space = await lock_store_for_deletion(conn, vector_store_id)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from app.errors import Broken, FailureCode, RateLimited, SluiceError, Transient, Unprocessable
+from app.errors import Broken, FailureCode, SluiceError, Transient, Unprocessable
 
 _MOST_BACKOFF_SECONDS = 3600.0
 
@@ -46,14 +46,14 @@ def outcome_of(
     """What a failed attempt leads to; `attempts` counts this one.
 
     Refusals fail at once. What may heal, and bugs of ours, are tried `most_retries` more times, the delay
-    doubling from `retry_delay_seconds` up to an hour, never shorter than the other side asked for. A provider that
-    limits its rate is waited for as long as it takes.
+    doubling from `retry_delay_seconds` up to an hour, never shorter than the other side asked for. What costs no
+    attempt, as a provider that limits its rate, is waited for as long as it takes.
     """
     if isinstance(error, Unprocessable):
         return Failed(error.failure, str(error))
     message = _for_a_person(error)
     asked = error.retry_after_seconds if isinstance(error, Transient) else None
-    if isinstance(error, RateLimited):
+    if isinstance(error, Transient) and not error.costs_attempt:
         return RetryLater(max(retry_delay_seconds, asked or 0.0), message, costs_attempt=False)
     if attempts > most_retries:
         code: FailureCode = "attempts_exhausted" if isinstance(error, Transient) else "internal_error"

@@ -132,6 +132,23 @@ async def detach_everywhere(conn: Connection, file_id: UUID) -> list[Placement]:
     return await _detach(conn, "v.file_id = $1", file_id)
 
 
+async def detach_unsettled(conn: Connection, store_id: UUID) -> None:
+    """Take the files that are on their way out of a store: they have no chunks there.
+
+    Whoever deletes a large store does this first, in a transaction of its own: the long one that follows then holds
+    no row that a worker has to write to.
+    """
+    condition = """
+        v.vector_store_id = $1 AND EXISTS (
+            SELECT FROM ingestions i WHERE i.id = v.ingestion_id AND i.state IN ('queued', 'running'))
+    """
+    ingestion_ids = await _lock_ingestions(conn, condition, store_id)
+    await conn.execute(
+        f"DELETE FROM vector_store_files v WHERE {condition} AND v.ingestion_id = ANY($2)", store_id, ingestion_ids
+    )
+    await _cancel_without_store(conn, ingestion_ids)
+
+
 async def detach_all(conn: Connection, store_id: UUID) -> None:
     """Empty a store; its chunks are the caller's to delete."""
     ingestion_ids = await _lock_ingestions(conn, "v.vector_store_id = $1", store_id)

@@ -1,3 +1,5 @@
+import asyncio
+
 import openai
 import pytest
 
@@ -6,6 +8,7 @@ from app.api.wire.vector_stores import EmbeddingChoice
 from app.db import Pool
 from app.embedding import EmbeddingModel
 from app.errors import BadRequest
+from app.ids import from_wire
 from app.settings import Settings, load_settings
 from tests.api.conftest import Person, upload
 
@@ -65,6 +68,33 @@ async def test_a_store_with_an_unknown_file_is_not_made_at_all(ada: Person):
     with pytest.raises(openai.NotFoundError):
         await ada.openai.vector_stores.create(name="s", file_ids=["file_" + "0" * 32])
     assert [each async for each in ada.openai.vector_stores.list()] == []
+
+
+async def test_deleting_a_large_store_holds_no_row_that_a_worker_has_to_write_to(ada: Person, pool: Pool):
+    large, other = [await ada.openai.vector_stores.create(name=str(n)) for n in range(2)]
+    old = await ada.openai.vector_stores.files.create(vector_store_id=large.id, file_id=await upload(ada))
+    await pool.execute("UPDATE ingestions SET state = 'completed', finished_at = now()")
+    answer = await ada.http.post(
+        "/v1/ingestions",
+        files=[("files", ("b.txt", b"text"))],
+        data={"vector_store_ids": [large.id, other.id]},
+    )
+    shared = from_wire("ing", answer.json()["data"][0]["id"])
+    alone = await upload(ada)
+    await ada.openai.vector_stores.files.create(vector_store_id=large.id, file_id=alone)
+
+    async with pool.acquire() as conn, conn.transaction():  # what the deletion takes so long with
+        await conn.execute(
+            "SELECT FROM vector_store_files WHERE file_id = $1 FOR UPDATE", from_wire("file", old.id)
+        )
+        deleting = asyncio.create_task(ada.openai.vector_stores.delete(large.id))
+        async with asyncio.timeout(10):
+            while not await pool.fetchval("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"):
+                await asyncio.sleep(0.01)
+        states = await pool.fetch("SELECT state FROM ingestions WHERE state <> 'completed' FOR UPDATE NOWAIT")
+        assert sorted(row["state"] for row in states) == ["cancelled", "queued"]
+    assert (await deleting).deleted
+    assert await pool.fetch("SELECT ingestion_id FROM vector_store_files") == [(shared,)]
 
 
 async def test_a_deleted_store_is_gone_and_its_files_stay(eve: Person, pool: Pool):

@@ -1,6 +1,7 @@
 import asyncpg
 import pytest
 
+from app.db import NoConnection
 from app.errors import Broken, RateLimited, Transient, Unprocessable
 from app.ingest.outcomes import Failed, RetryLater, outcome_of
 
@@ -18,6 +19,7 @@ from app.ingest.outcomes import Failed, RetryLater, outcome_of
         (Transient("busy"), 4, Failed("attempts_exhausted", "Gave up after 4 attempts; the last error: busy")),
         (RateLimited("slow", retry_after_seconds=900), 9, RetryLater(900, "slow", costs_attempt=False)),
         (RateLimited("slow"), 9, RetryLater(60, "slow", costs_attempt=False)),
+        (NoConnection("none"), 9, RetryLater(60, "none", costs_attempt=False)),
         (TimeoutError(), 1, RetryLater(60, "The attempt took longer than JOB_TIMEOUT allows.")),
     ],
 )
