@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeAlias
 
 import anyio
@@ -35,6 +35,7 @@ LONG_STATEMENT_SECONDS = 3600.0
 """For what grows with a vector store and has to be one statement: its deletion."""
 _ASK_AGAIN_SECONDS = 0.5
 _ACQUIRE_SECONDS = 10
+_GOODBYE_SECONDS = 2.0
 
 logger = structlog.stdlib.get_logger(__name__)
 
@@ -102,6 +103,13 @@ async def open_pool(url: str, *, max_size: int, application_name: str) -> Pool:
         raise Broken(f"DATABASE_URL: {exc}") from exc
     except _PASSING as exc:
         raise DatabaseUnavailable from exc
+
+
+async def close_pool(pool: Pool) -> None:
+    """Say goodbye to Postgres, or just go, if it takes too long: what it would answer is of no use any more."""
+    with anyio.move_on_after(_GOODBYE_SECONDS), suppress(*_PASSING):
+        await pool.close()
+    pool.terminate()
 
 
 async def _acquire(pool: Pool) -> "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]":

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import anyio
 
 from app.blobs import BlobStore
-from app.db import Pool, open_pool_patiently
+from app.db import Pool, close_pool, open_pool_patiently
 from app.doorbell import Doorbell
 from app.embedding import Embedder
 from app.extraction import ExtractionLimits, Extractor
@@ -59,7 +59,7 @@ async def open_resources(
             application_name=f"sluice-{role}",
             patience_seconds=patience_seconds,
         )
-        stack.push_async_callback(pool.close)
+        stack.push_async_callback(close_pool, pool)
         redis = _redis(settings)
         if redis is not None:
             stack.push_async_callback(redis.aclose)

@@ -1,6 +1,8 @@
 """A Postgres that comes late."""
 
 import asyncio
+import os
+import signal
 import tempfile
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -8,7 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from structlog.testing import capture_logs
 
-from app.db import DatabaseUnavailable, NoConnection, connection, open_pool, open_pool_patiently
+from app.db import DatabaseUnavailable, NoConnection, close_pool, connection, open_pool, open_pool_patiently
 from app.embedded import EmbeddedPostgres
 from tests.support.proxy import Proxy
 
@@ -56,3 +58,23 @@ async def test_a_pool_that_is_used_up_is_told_from_a_postgres_that_fails(
     async with connection(pool) as conn:
         assert await conn.fetchval("SELECT 1") == 1
     await pool.close()
+
+
+@pytest.mark.parametrize("is_in_use", [True, False])
+async def test_a_postgres_that_does_not_answer_keeps_nobody_from_leaving(
+    database_url: str, *, is_in_use: bool
+) -> None:
+    pool = await open_pool(database_url, max_size=2, application_name="test")
+    backend = await pool.fetchval("SELECT pg_backend_pid()")
+    waiting = asyncio.ensure_future(pool.fetchval("SELECT pg_sleep(60)")) if is_in_use else None
+    await asyncio.sleep(0)
+    os.kill(backend, signal.SIGSTOP)
+    try:
+        async with asyncio.timeout(10):
+            await close_pool(pool)
+            if waiting is not None:
+                await asyncio.wait({waiting})
+    finally:
+        os.kill(backend, signal.SIGCONT)
+    if waiting is not None:
+        assert waiting.exception() is not None
