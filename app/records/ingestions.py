@@ -237,7 +237,7 @@ async def extend_leases(conn: Connection, held: Sequence[tuple[UUID, int]], *, l
         lease_seconds,
         [ingestion_id for ingestion_id, _ in held],
         [fence for _, fence in held],
-        timeout=max(1.0, lease_seconds / 3),  # a connection that has gone silent must not stop all beats
+        timeout=max(1.0, lease_seconds / 6),  # a connection that has gone silent must not stop all beats
     )
     return {row["id"] for row in rows}
 

@@ -1,6 +1,8 @@
 """Leases under real attempts: kept by a beat of their own, lost with the claim or with the loop."""
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -92,3 +94,30 @@ async def test_a_loop_that_has_died_loses_its_leases(paid: Workbench, provider: 
         await_from_another_thread(attempt.bench, "SELECT lease_until < now() FROM ingestions")
         attempt.answer.set()
         await attempt.running
+
+
+async def test_a_beat_that_hears_nothing_costs_no_lease(paid: Workbench, provider: FakeOpenAI) -> None:
+    backend = "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'sluice-leases%'"
+    async with held_attempt(paid, provider, lease_seconds=6.0) as attempt:
+        async with asyncio.timeout(20):
+            while (frozen := await attempt.bench.sql(backend)) is None:
+                await asyncio.sleep(0.01)
+        assert isinstance(frozen, int)
+        await until_extended(attempt)
+        os.kill(frozen, signal.SIGSTOP)
+        try:
+            left = await until_extended(attempt)
+        finally:
+            os.kill(frozen, signal.SIGCONT)
+        assert left > 1.5  # seconds of the old lease
+
+
+async def until_extended(attempt: Attempt) -> float:
+    """How much of the lease was left when it was extended."""
+    before = await attempt.bench.sql("SELECT lease_until FROM ingestions")
+    async with asyncio.timeout(20):
+        while await attempt.bench.sql("SELECT lease_until = $1 FROM ingestions", before):
+            await asyncio.sleep(0.01)
+    left = await attempt.bench.sql("SELECT extract(epoch FROM $1 - clock_timestamp())::float8", before)
+    assert isinstance(left, float)
+    return left
