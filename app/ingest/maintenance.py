@@ -46,7 +46,10 @@ async def maintain(processor: Processor, *, concurrency: int, stop: anyio.Event)
     limiter = anyio.CapacityLimiter(concurrency)
     settings = processor.resources.settings
     interval = settings.sweep_interval_seconds
-    next_sweep = mercy_until = -math.inf
+    next_sweep = -math.inf
+    # leases may have ended because no beat got through: who lives is to beat before anybody judges. Who has just
+    # started cannot know whether Postgres has just come back
+    mercy_until = anyio.current_time() + settings.lease_seconds
     writes = StalledWrites(patience_seconds=settings.lease_seconds / 2)
     async with anyio.create_task_group() as group:
         group.start_soon(_clean_up_until, processor.resources, stop)
@@ -62,7 +65,6 @@ async def maintain(processor: Processor, *, concurrency: int, stop: anyio.Event)
                 if not has_queue:
                     drained = await _drain(processor, group, limiter)
             except Transient as exc:
-                # leases may have ended because no beat got through: who lives is to beat before anybody judges
                 mercy_until = anyio.current_time() + settings.lease_seconds
                 logger.warning("sweep skipped", error=str(exc))
             except Exception:  # the background task's boundary: a bug in it must not end the work of others
