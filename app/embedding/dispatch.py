@@ -136,7 +136,7 @@ class Dispatcher:
     async def _retry(self, pack: Pack, lane: _Lane, fault: Fault, *, started_at: float) -> None:
         """Queue the request again after a wait; or fail it, if that would outlast its patience."""
         first_tried_at = started_at if pack.first_tried_at is None else pack.first_tried_at
-        wait = backoff_seconds(pack.retries) if fault.wait_seconds is None else fault.wait_seconds
+        wait = max(backoff_seconds(pack.retries), fault.wait_seconds or 0.0)  # some ask for a pause of 0 seconds
         if fault.kind == "throttled":
             lane.limiter.park(wait, started_at=started_at)
         patience_left = self._patience_seconds - (self._clock.now() - first_tried_at)

@@ -46,11 +46,11 @@ class Fault:
     def as_error(self, *, wait_seconds: float | None = None) -> SluiceError:
         """A new exception for one caller, without cause or context.
 
-        `wait_seconds` is how long is worth waiting, where the fault itself does not say.
+        `wait_seconds` is how long is worth waiting, where the fault itself does not ask for more.
         """
         if self.failure is not None:
             return Unprocessable(self.failure, self.sentence)
-        wait = self.wait_seconds if self.wait_seconds is not None else wait_seconds
+        wait = max((wait for wait in (self.wait_seconds, wait_seconds) if wait is not None), default=None)
         kind = RateLimited if self.kind == "throttled" else Transient
         return kind(self.sentence, retry_after_seconds=wait)
 

@@ -68,9 +68,9 @@ class OpenAIEmbeddings:
             return Fault("passing", sentence)
         except _TooLongError as error:
             return Fault("passing", f"The API for {where} answered more than {error.most_bytes} bytes.")
-        except (APIConnectionError, httpx2.DecodingError) as error:
+        except (APIConnectionError, httpx2.HTTPError) as error:  # the latter while a body is read
             reason = type(error.__cause__ or error).__name__
-            return Fault("passing", f"The API for {where} cannot be reached ({reason}).")
+            return Fault("passing", f"The API for {where} cannot be reached or broke off ({reason}).")
         return read_answer(body, texts=len(texts), model=model, credential=credential)
 
     async def _post(self, texts: Sequence[str], *, model: EmbeddingModel, credential: EmbeddingCredential) -> bytes:
@@ -78,7 +78,7 @@ class OpenAIEmbeddings:
 
         Raises:
             _TooLongError: it is longer than the vectors asked for can be.
-            openai.APIError, httpx2.DecodingError: as the SDK.
+            openai.APIError, httpx2.HTTPError: as the SDK.
         """
         # None of OPENAI_ORG_ID and OPENAI_PROJECT_ID, which the SDK adds: they are not this key's.
         headers: dict[str, str | openai.Omit] = {"OpenAI-Organization": omit, "OpenAI-Project": omit}

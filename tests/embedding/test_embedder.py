@@ -8,7 +8,7 @@ from app.embedding import EmbeddingCredential, EmbeddingModel
 from app.errors import Transient, Unprocessable
 from tests.embedding.conftest import MODEL, credential, expected
 from tests.support import fake_openai
-from tests.support.fake_openai import FakeOpenAI, Held, Reset, Status, tokens_of
+from tests.support.fake_openai import Cut, FakeOpenAI, Held, Reset, Status, tokens_of
 
 
 async def test_vectors_come_in_the_order_of_the_texts(api, embedder):
@@ -139,10 +139,29 @@ async def test_a_pause_that_the_api_asks_for_is_kept(api, embedder, skipping):
     np.testing.assert_array_equal(embedded.vectors, expected("a"))
 
 
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize(
+    "asked", ["0", "-5", "0.001", "Wed, 21 Oct 2015 07:28:00 GMT"], ids=["none", "negative", "millisecond", "past"]
+)
+async def test_a_pause_of_nothing_is_no_reason_to_hurry(api, embedder, skipping, *, status, asked):
+    api.for_key["sk-test"] = Status(status, {"retry-after": asked})
+
+    async with asyncio.timeout(10):
+        with pytest.raises(Transient) as failed:
+            await embedder.embed(["a"], model=MODEL, credential=credential(api))
+
+    assert len(api.requests) < 100  # in 60 seconds of this clock; some 20 with the usual waits
+    assert sum(skipping.slept) > 30
+    assert failed.value.retry_after_seconds > 0
+
+
 PASSING = {
     "500": Status(500),
     "503": Status(503),
     "reset": Reset(),
+    "cut": Cut(),
+    "cut-error": Cut(500),
+    "cut-refusal": Cut(400),
     "html": fake_openai.HTML,
     "huge": fake_openai.Huge(),
     "huge-error": fake_openai.Huge(code=503),

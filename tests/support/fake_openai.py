@@ -83,11 +83,18 @@ class Huge:
 
 
 @dataclass(frozen=True, slots=True)
+class Cut:
+    """Promise a body and hang up in the midst of it."""
+
+    code: int = 200
+
+
+@dataclass(frozen=True, slots=True)
 class Usual:
     """Answer as usual."""
 
 
-Behaviour = Status | Mangled | Held | Reset | Huge | Usual
+Behaviour = Status | Mangled | Held | Reset | Huge | Cut | Usual
 
 HTML = Status(200, {"content-type": "text/html"}, body=b"<!doctype html><title>Welcome</title>")
 ONE_TOO_FEW = Mangled(lambda entries: entries[:-1])
@@ -231,6 +238,10 @@ class FakeOpenAI:
                 await behaviour.release.wait()
             case Huge():
                 await _write_huge(behaviour, writer)
+                return False
+            case Cut():
+                cut = Status(behaviour.code, {"content-length": "5000"}, body=b'{"data": [{"ind')
+                writer.write(self._response(cut, status=cut))
                 return False
         status = behaviour if isinstance(behaviour, Status) else Status(200)
         answer = _error(status) if isinstance(behaviour, Status) else self._embeddings(seen, behaviour)
