@@ -69,7 +69,7 @@ def _attempt(caller: Caller, request: Request, response: Response) -> Attempt:
             param="Idempotency-Key",
         )
     count = request.headers.get("x-stainless-retry-count", "")
-    is_retry = count.isdecimal() and int(count) > 0
+    is_retry = count.isdecimal() and count.strip("0") != ""  # not int(): it refuses more than 4,300 digits
     return Attempt(caller, request, response, key, is_retry)
 
 

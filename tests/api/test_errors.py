@@ -92,6 +92,8 @@ async def test_a_wrong_method_is_a_405_in_openais_shape(ada: Person):
         ("{store}/search", {"query": "a", "max_num_results": 51}, "max_num_results"),
         ("{store}/search", {"query": "a", "filters": {"type": "like", "key": "k", "value": "v"}}, None),
         ("{store}/search", {"query": "a", "filters": {"type": "and", "filters": []}}, None),
+        ("{store}/search", {"query": "a", "filters": {"type": []}}, "filters.type"),
+        ("{store}/search", {"query": "a", "filters": {"type": {}}}, "filters.type"),
         ("{store}/search", {"query": "a", "filters": {"type": "in", "key": "k", "value": "v"}}, "filters"),
         (
             "{store}/search",

@@ -81,8 +81,9 @@ async def test_what_is_sent_twice_on_purpose_is_made_twice(ada: Person) -> None:
     assert await upload(ada) != await upload(ada)
 
 
-async def test_a_retry_of_what_never_arrived_is_new(ada: Person) -> None:
-    headers = {"X-Stainless-Retry-Count": "2"}
+@pytest.mark.parametrize("count", ["2", "9" * 5000], ids=["second", "endless"])
+async def test_a_retry_of_what_never_arrived_is_new(ada: Person, count: str) -> None:
+    headers = {"X-Stainless-Retry-Count": count}
     made = await ada.openai.files.create(file=("a.txt", b"New."), purpose="assistants", extra_headers=headers)
     assert made.id
 

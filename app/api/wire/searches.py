@@ -28,7 +28,7 @@ class Compound(RequestBody):
 
 def _kind(given: object) -> str:
     kind = given.get("type") if isinstance(given, dict) else getattr(given, "type", None)
-    return "compound" if kind in {"and", "or"} else "comparison"
+    return "compound" if isinstance(kind, str) and kind in {"and", "or"} else "comparison"
 
 
 Filter = Annotated[
