@@ -10,6 +10,9 @@ import numpy as np
 from app.embedding.faults import Fault
 from app.embedding.values import EmbeddingCredential, EmbeddingModel, Vectors
 
+MOST_TOKENS = 1 << 31
+"""Nobody bills more for one request; sums of it still fit into a bigint."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
@@ -49,7 +52,7 @@ def _entries(body: bytes, *, texts: int) -> tuple[dict[str, Any], list[dict[str,
     """(the whole answer, its entries by index)."""
     try:
         answer = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise _GarbageError("no JSON; is the base URL that of an embeddings API?") from None
     entries = answer.get("data") if isinstance(answer, dict) else None
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
@@ -57,10 +60,11 @@ def _entries(body: bytes, *, texts: int) -> tuple[dict[str, Any], list[dict[str,
     if len(entries) != texts:
         raise _GarbageError(f"{len(entries)} embeddings for {texts} texts")
     # Servers that leave out the index answer in order.
-    by_index = {entry.get("index", position): entry for position, entry in enumerate(entries)}
-    if set(by_index) != set(range(texts)):
-        raise _GarbageError("indexes that do not match the texts")
-    return answer, [by_index[index] for index in range(texts)]
+    try:
+        by_index = {entry.get("index", position): entry for position, entry in enumerate(entries)}
+        return answer, [by_index[index] for index in range(texts)]
+    except (KeyError, TypeError):  # a hole among them; or one that is a list or an object
+        raise _GarbageError("indexes that do not match the texts") from None
 
 
 def _row(entry: dict[str, Any]) -> Vectors:
@@ -70,7 +74,7 @@ def _row(entry: dict[str, Any]) -> Vectors:
         if isinstance(embedding, str):
             return np.frombuffer(base64.b64decode(embedding, validate=True), dtype="<f4")
         row = np.asarray(embedding, dtype=np.float32)
-    except (ValueError, TypeError):  # no base64, odd bytes, words or holes among the numbers
+    except (ValueError, TypeError, OverflowError):  # no base64, odd bytes, words, holes or huge integers
         raise _GarbageError("an embedding that cannot be read") from None
     if row.ndim != 1:
         raise _GarbageError("an embedding that is not a vector")
@@ -83,10 +87,12 @@ def _stacked(rows: list[Vectors]) -> Vectors:
     vectors = np.stack(rows)
     if not np.isfinite(vectors).all():
         raise _GarbageError("numbers that are not finite")
+    if not vectors.any(axis=1).all():
+        raise _GarbageError("a vector of nothing but zeros, which has no direction")
     return vectors
 
 
 def _billed_tokens(answer: dict[str, Any]) -> int:
     usage = answer.get("usage")
     tokens = usage.get("prompt_tokens", usage.get("total_tokens")) if isinstance(usage, dict) else None
-    return max(tokens, 0) if isinstance(tokens, int) else 0
+    return min(max(tokens, 0), MOST_TOKENS) if isinstance(tokens, int) else 0

@@ -98,7 +98,7 @@ def _openai_error(body: bytes) -> tuple[str | None, str]:
     """(code, message) of an error in OpenAI's shape; (None, "") when it has another."""
     try:
         answer = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None, ""
     error = answer.get("error", answer) if isinstance(answer, dict) else None
     if isinstance(error, str):

@@ -30,20 +30,29 @@ class EncodedChunks:
     size_bytes: int  # of texts (UTF-8) and vectors in one store: what `usage_bytes` counts
 
 
-def encode_chunks(file_id: UUID, texts: Sequence[str], vectors: NDArray[np.float32]) -> EncodedChunks:
-    """Encode `texts` and their `vectors` (n, dimensions) as half-precision rows.
+def halved(vectors: NDArray[np.float32]) -> NDArray[np.float16]:
+    """Vectors in the precision of Postgres's `halfvec`.
 
     Raises:
         Unprocessable: a component does not fit into a float16 (beyond ±65504), or is not a number.
     """
-    count, dimensions = vectors.shape
     with np.errstate(over="ignore"):
-        halves = vectors.astype(">f2")
+        halves = vectors.astype(np.float16)
     if not np.isfinite(halves).all():
         raise Unprocessable(
             "embedding_refused", "The embedding model returned components beyond half precision (±65504)."
         )
-    blob = halves.tobytes()
+    return halves
+
+
+def encode_chunks(file_id: UUID, texts: Sequence[str], vectors: NDArray[np.float32]) -> EncodedChunks:
+    """Encode `texts` and their `vectors` (n, dimensions) as half-precision rows.
+
+    Raises:
+        Unprocessable: as `halved`.
+    """
+    count, dimensions = vectors.shape
+    blob = halved(vectors).astype(">f2").tobytes()
     width = 2 * dimensions
     start = struct.pack("!hi16si", len(COLUMNS), 16, file_id.bytes, 4)
     vector_head = struct.pack("!ihh", 4 + width, dimensions, 0)

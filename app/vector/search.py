@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pgvector import HalfVector
 
 from app.db import Connection
+from app.vector.codec import halved
 from app.vector.filters import FilterSql
 
 _RRF_K = 60
@@ -41,7 +42,8 @@ _SEARCH = f"""
         SELECT file_id, ordinal, CASE WHEN $10 THEN
             (coalesce($6::float8 / ({_RRF_K} + n.rank), 0) + coalesce($7::float8 / ({_RRF_K} + w.rank), 0))
             * {_RRF_K + 1} / ($6 + $7)
-        ELSE greatest(n.similarity, 0) END AS score
+        -- a vector of zeros has no direction: its similarity is NaN, which Postgres takes for the greatest number
+        ELSE greatest(coalesce(nullif(n.similarity, 'NaN'), 0), 0) END AS score
         FROM nearest n FULL JOIN worded w USING (file_id, ordinal)
     )
     SELECT r.file_id, f.filename, v.attributes, r.ordinal, c.content, r.score
@@ -97,6 +99,7 @@ async def search_store(
 
     Raises:
         BadRequest: `filters` is not valid.
+        Unprocessable: `vector` as in `halved`.
     """
     sql = FilterSql(first_parameter=11)
     condition = sql.condition(filters) if filters else "true"
@@ -104,7 +107,7 @@ async def search_store(
         _SEARCH.format(dimensions=target.dimensions, condition=condition),
         target.shard,
         target.vector_store_id,
-        HalfVector(vector).to_text(),
+        HalfVector(halved(vector)).to_text(),
         query,
         max(_LEAST_CANDIDATES, _CANDIDATES_PER_RESULT * limit),
         weights.embedding,

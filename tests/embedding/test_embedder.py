@@ -1,4 +1,5 @@
 import asyncio
+import json
 
 import numpy as np
 import pytest
@@ -169,10 +170,15 @@ PASSING = {
     "empty": Status(200, body=b"{}"),
     "count": fake_openai.ONE_TOO_FEW,
     "index": fake_openai.WRONG_INDEX,
+    "index-list": fake_openai.Mangled(lambda entries: [entry | {"index": []} for entry in entries]),
+    "deep": Status(200, body=b"[" * 50_000),
+    "deep-error": Status(500, body=b"[" * 50_000),
     "holes": fake_openai.HOLES,
+    "huge-integer": fake_openai.Mangled(lambda entries: [entry | {"embedding": [10**400]} for entry in entries]),
     "no-width": fake_openai.Mangled(lambda entries: [entry | {"embedding": []} for entry in entries]),
     "uneven": fake_openai.UNEVEN,
     "nan": fake_openai.NOT_FINITE,
+    "zeros": fake_openai.ZEROS,
     "no-base64": fake_openai.Mangled(lambda entries: [entry | {"embedding": "!"} for entry in entries]),
     "word": fake_openai.Mangled(lambda _: ["embedding"]),
 }
@@ -226,6 +232,16 @@ async def test_a_pause_longer_than_our_patience_is_handed_on_and_kept(api, embed
         skipping.time += 10
 
     assert len(api.requests) == 1
+
+
+async def test_no_bill_is_too_long_for_our_books(api, embedder):
+    entry = {"index": 0, "embedding": [1.0] * 8}
+    body = json.dumps({"data": [entry], "usage": {"prompt_tokens": 10**30}}).encode()
+    api.script(Status(200, body=body))
+
+    embedded = await embedder.embed(["a"], model=MODEL, credential=credential(api))
+
+    assert embedded.billed_tokens < 1 << 32
 
 
 REFUSALS = {

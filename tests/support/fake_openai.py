@@ -41,6 +41,8 @@ def vector_of(text: str, dimensions: int) -> NDArray[np.float32]:
     positions = [position for places, _ in features for position in places]
     signs = [sign for _, signs in features for sign in signs]
     vector = np.bincount(positions, weights=signs, minlength=dimensions)
+    if not vector.any():  # signs that cancel out; no model answers zeros
+        vector[0] = 1.0
     return (vector / max(float(np.linalg.norm(vector)), 1e-9)).astype(np.float32)
 
 
@@ -103,6 +105,7 @@ WRONG_INDEX = Mangled(lambda entries: [entry | {"index": 7} for entry in entries
 NO_INDEX = Mangled(lambda entries: [{"embedding": entry["embedding"]} for entry in entries])
 HOLES = Mangled(lambda entries: [entry | {"embedding": [None] * 8} for entry in entries])
 UNEVEN = Mangled(lambda entries: [entry | {"embedding": [1.0] * (9 + n)} for n, entry in enumerate(entries)])
+ZEROS = Mangled(lambda entries: [entry | {"embedding": [0.0] * 8} for entry in entries])
 NOT_FINITE = Mangled(lambda entries: [entry | {"embedding": [float("nan")] * 8} for entry in entries])
 
 

@@ -107,6 +107,30 @@ async def test_search_is_exact_and_sorted_by_similarity(pool: Pool, make_princip
         np.testing.assert_allclose([hit.score for hit in hits], similarity[best].clip(0), atol=2e-3)
 
 
+async def test_a_vector_of_zeros_is_like_nothing_at_all(pool: Pool, make_principal: MakePrincipal) -> None:
+    owner, _ = await make_principal("ada")
+    vectors = np.eye(3, DIMENSIONS, dtype=np.float32)
+    vectors[1] = 1e-9  # too small for half precision
+    async with transaction(pool) as conn:
+        bench = await Bench.make(conn, owner)
+        await bench.add(["a", "b", "c"], vectors)
+        hits = await bench.search(vectors[2])
+        assert [hit.score for hit in hits] == [1, 0, 0]
+        assert hits[0].ordinal == 2
+        assert [hit.ordinal for hit in await bench.search(vectors[2], least_score=0.1)] == [2]
+        nowhere = await bench.search(np.zeros(DIMENSIONS, np.float32))
+        assert [hit.score for hit in nowhere] == [0, 0, 0]
+
+
+async def test_a_query_beyond_half_precision_is_refused(pool: Pool, make_principal: MakePrincipal) -> None:
+    owner, _ = await make_principal("ada")
+    async with transaction(pool) as conn:
+        bench = await Bench.make(conn, owner)
+        await bench.add(["a"], unit(np.random.default_rng(1), 1))
+        with pytest.raises(Unprocessable, match="half precision"):
+            await bench.search(np.full(DIMENSIONS, 1e6, np.float32))
+
+
 async def test_words_lift_a_chunk_that_meaning_alone_would_miss(pool: Pool, make_principal: MakePrincipal) -> None:
     owner, _ = await make_principal("ada")
     rng = np.random.default_rng(3)
