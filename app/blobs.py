@@ -82,8 +82,11 @@ class BlobStore:
                 folder.mkdir(parents=True, exist_ok=True)
                 return cls(LocalStore(folder), folder)
             return cls(from_url(url), None)
-        except (BaseError, ValueError, OSError) as exc:
+        except (ValueError, OSError) as exc:
             raise Broken(f"STORAGE_URL: {exc}") from exc
+        except BaseError as exc:  # its text and its traceback quote the URL, and what it may hold of credentials
+            wanted = "file:///folder, s3://bucket/prefix, gs://… or az://…"
+            raise Broken(f"STORAGE_URL cannot be used ({type(exc).__name__}); expected {wanted}") from None
 
     async def put(self, key: str, body: AsyncIterator[bytes], *, max_bytes: int) -> StoredBlob:
         """Store a stream under `key`; on any failure nothing is left behind.

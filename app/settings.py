@@ -40,6 +40,26 @@ def _redis_url(url: str) -> str:
     return url
 
 
+def _base_url(url: str) -> str:
+    """The address of an API. It is shown to whoever adds a key, and kept as it is: it must hold no secret."""
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # its text quotes a part of the URL
+        usable = False
+    if not usable:
+        raise ValueError("expected http(s)://host/path")
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise ValueError("no user, password, query or fragment can stand in it: users see it; use an API key")
+    return url
+
+
+def _base_urls(urls: str) -> str:
+    for url in filter(None, map(str.strip, urls.split(","))):
+        _base_url(url)
+    return urls
+
+
 class KeyEncryptionKey:
     """A 32-byte AES key that seals embedding keys, named by the first 8 hex digits of its SHA-256."""
 
@@ -59,16 +79,16 @@ class KeyEncryptionKey:
 class Settings(BaseSettings):
     """One attribute per environment variable of the same name in capitals; README lists them from here."""
 
-    model_config = SettingsConfigDict(extra="ignore", frozen=True, env_ignore_empty=True)
+    model_config = SettingsConfigDict(extra="ignore", frozen=True, env_ignore_empty=True, allow_inf_nan=False)
 
     database_url: Annotated[str, AfterValidator(_database_url)] = Field(
-        description="Postgres with pgvector: postgresql://user:password@host:port/database."
+        repr=False, description="Postgres with pgvector: postgresql://user:password@host:port/database."
     )
     redis_url: Annotated[str, AfterValidator(_redis_url)] | None = Field(
-        None, description="Redis for the job queue; required unless ENABLE_JOB_QUEUE is false."
+        None, repr=False, description="Redis for the job queue; required unless ENABLE_JOB_QUEUE is false."
     )
     storage_url: str = Field(
-        description="Where uploads are kept: file:///folder, s3://bucket/prefix, gs://… or az://…."
+        repr=False, description="Where uploads are kept: file:///folder, s3://bucket/prefix, gs://… or az://…."
     )
     enable_job_queue: bool = Field(
         default=True, description="false: no Redis; files are claimed straight from Postgres."
@@ -90,8 +110,10 @@ class Settings(BaseSettings):
         description="Dimensions of new vector stores; known for OpenAI's own models, else to be given.",
     )
     rag_embedding_batch_size: int = Field(256, ge=1, le=2048, description="Most texts in one embeddings request.")
-    rag_openai_api_base_url: str = Field("https://api.openai.com/v1", description="Base URL of the embeddings API.")
-    rag_openai_allowed_base_urls: str = Field(
+    rag_openai_api_base_url: Annotated[str, AfterValidator(_base_url)] = Field(
+        "https://api.openai.com/v1", description="Base URL of the embeddings API; users see it."
+    )
+    rag_openai_allowed_base_urls: Annotated[str, AfterValidator(_base_urls)] = Field(
         "",
         description="Other base URLs, separated by commas, that users may give with keys of their own; any other "
         "is refused, so that nobody aims this server at internal addresses.",

@@ -1,5 +1,6 @@
 """Blobs: durable when `put` returns, nothing left behind when it does not."""
 
+import traceback
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -71,3 +72,14 @@ async def test_what_is_gone_says_so(store: BlobStore) -> None:
 def test_a_place_that_cannot_be_used_is_named(url: str) -> None:
     with pytest.raises(Broken, match="STORAGE_URL"):
         BlobStore.open(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["gopher://me:hunter2@x", "az://me:hunter2@c/x", "s3://?secret=hunter2", "http://me:hunter2@h:99999/"],
+)
+def test_credentials_in_the_url_are_not_repeated(url: str) -> None:
+    with pytest.raises(Broken) as refused:
+        BlobStore.open(url)
+    assert "hunter2" not in "".join(traceback.format_exception(refused.value, chain=True))
+    assert "hunter2" not in str(refused.value)
