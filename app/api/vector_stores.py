@@ -100,6 +100,8 @@ async def update_vector_store(
     """Change name, metadata or expiry; null clears, what is left out stays."""
     async with transaction(resources.pool) as conn:
         await require_stores(conn, caller, [vector_store_id], write=True)
+        if "expires_after" in body.model_fields_set:  # which deletes it in the end
+            await require_store_owner(conn, caller, vector_store_id)
         await update_store(conn, vector_store_id, _changes(body))
         return VectorStoreAnswer.of(await get_store(conn, vector_store_id))
 

@@ -129,6 +129,9 @@ async def test_a_store_shared_for_writing_takes_files_and_stays_its_owners(ada: 
     assert [each.id async for each in ada.openai.vector_stores.files.list(store.id)] == [attached.id]
     with pytest.raises(openai.PermissionDeniedError):
         await bob.openai.vector_stores.delete(store.id)
+    with pytest.raises(openai.PermissionDeniedError):
+        await bob.openai.vector_stores.update(store.id, expires_after={"anchor": "last_active_at", "days": 1})
+    assert (await bob.openai.vector_stores.update(store.id, name="ours")).expires_after is None
     refused = await bob.http.put(f"/v1/vector_stores/{store.id}/shares/readers", json={"may_write": True})
     assert refused.status_code == 403
 
