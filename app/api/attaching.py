@@ -36,6 +36,7 @@ class FileToAttach:
     file_id: UUID
     chunking: Chunking
     attributes: dict[str, str | float | bool] = field(default_factory=dict)
+    ingestion_id: UUID = field(default_factory=new_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ async def attach_files(
         await insert_batch(conn, batch.id, owner_id=caller.user_id, vector_store_id=batch.vector_store_id)
     news = [
         NewIngestion(
-            id=new_id(),
+            id=file.ingestion_id,
             file_id=file.file_id,
             attributes=file.attributes,
             max_chunk_size_tokens=file.chunking.max_chunk_size_tokens,

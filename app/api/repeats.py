@@ -1,7 +1,8 @@
 """The same request sent again: by its Idempotency-Key, or an SDK's retry by its content.
 
 `Idempotency-Key` as in draft-ietf-httpapi-idempotency-key-header-07; `X-Stainless-Retry-Count` is what the OpenAI
-SDKs count their attempts with, which have no key.
+SDKs count their attempts with, which have no key, and `X-Stainless-Read-Timeout` (Python) or `X-Stainless-Timeout`
+(Node) how long each waits for its answer.
 """
 
 import hashlib
@@ -21,7 +22,10 @@ from app.records.accepted_requests import RequestIdentity, accept
 
 _KEPT_SECONDS = 24 * 3600.0
 _RETRY_SECONDS = 1800.0
-"""Longer than the SDKs wait for an answer (600 s) with their two retries."""
+"""Longer than the SDKs wait for an answer with their two retries."""
+_USUAL_TIMEOUT_SECONDS = 600.0
+_PAUSE_SECONDS = 60.0
+"""What the SDKs wait before a retry at most, if they are told to."""
 _MOST_KEY_CHARACTERS = 255
 _REPLAYED = "Idempotent-Replayed"
 
@@ -34,7 +38,7 @@ class Attempt:
     request: Request
     response: Response
     key: str | None
-    is_retry: bool
+    retry_seconds: float | None  # how long ago an SDK may have tried first; None for what is no retry
 
     async def accept(self, conn: Connection, created_id: UUID, content: Sequence[object] | None = None) -> UUID:
         """Begin the transaction that creates `created_id` with this; another id than that is what the same request
@@ -52,13 +56,21 @@ class Attempt:
         identity = RequestIdentity(
             hashlib.sha256(f"{scope} {what}".encode()).digest(),
             digest,
-            may_repeat=self.is_retry or self.key is not None,
             keep_seconds=_RETRY_SECONDS if self.key is None else _KEPT_SECONDS,
+            first_sent_seconds=self._first_sent_seconds(is_upload=content is not None),
+            is_named=self.key is not None,
         )
         standing = await accept(conn, identity, user_id=self.caller.user_id, created_id=created_id)
         if standing != created_id:
             self.response.headers[_REPLAYED] = "true"
         return standing
+
+    def _first_sent_seconds(self, *, is_upload: bool) -> float | None:
+        if self.key is not None:
+            return _KEPT_SECONDS
+        if is_upload and self.retry_seconds is not None:  # who knows how long its retries were under way
+            return _RETRY_SECONDS
+        return self.retry_seconds
 
 
 def _attempt(caller: Caller, request: Request, response: Response) -> Attempt:
@@ -68,9 +80,22 @@ def _attempt(caller: Caller, request: Request, response: Response) -> Attempt:
             f"An Idempotency-Key has 1 to {_MOST_KEY_CHARACTERS} printable ASCII characters.",
             param="Idempotency-Key",
         )
+    return Attempt(caller, request, response, key, _retry_seconds(request))
+
+
+def _retry_seconds(request: Request) -> float | None:
+    """How long ago the first attempt of an SDK's retry can have been made; None for what is no retry."""
     count = request.headers.get("x-stainless-retry-count", "")
-    is_retry = count.isdecimal() and count.strip("0") != ""  # not int(): it refuses more than 4,300 digits
-    return Attempt(caller, request, response, key, is_retry)
+    retries = int(count[:3]) if count.isdecimal() else 0  # int() takes no more than 4,300 digits
+    if not retries:
+        return None
+    headers = request.headers
+    try:
+        timeout = float(headers.get("x-stainless-read-timeout") or headers.get("x-stainless-timeout") or "")
+    except ValueError:
+        timeout = _USUAL_TIMEOUT_SECONDS
+    timeout = timeout if timeout > 0 else _USUAL_TIMEOUT_SECONDS
+    return min(retries * (timeout + _PAUSE_SECONDS), _RETRY_SECONDS)
 
 
 def _as_text(digest: bytes) -> str:

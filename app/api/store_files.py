@@ -11,7 +11,7 @@ from app.api.wire.pages import Deleted, ListAnswer
 from app.api.wire.store_files import AttachFile, ContentAnswer, ContentPiece, StoreFileAnswer, UpdateAttributes
 from app.api.wire.values import Status
 from app.db import connection, transaction
-from app.ids import new_id, to_wire
+from app.ids import to_wire
 from app.records.ingestions import Hint
 from app.records.store_files import detach, get_store_file, list_store_files, update_attributes
 from app.records.vector_stores import read_space
@@ -30,10 +30,10 @@ async def attach_one_file(  # noqa: PLR0917 - FastAPI's
 ) -> StoreFileAnswer:
     """Queue a file for a vector store; attaching it again replaces what is there."""
     files = files_to_attach([body], most=1)
-    mark = new_id()  # an attachment has no id of its own
+    ingestion_id = files[0].ingestion_id  # an attachment has no id of its own
     async with transaction(resources.pool) as conn:
         hints: list[Hint] = []
-        if await attempt.accept(conn, mark) == mark:
+        if await attempt.accept(conn, ingestion_id) == ingestion_id:
             hints = await attach_files(conn, resources.settings, caller, files=files, store_ids=[vector_store_id])
         else:
             await require_stores(conn, caller, [vector_store_id], write=True)

@@ -140,3 +140,75 @@ async def test_what_was_deleted_meanwhile_is_not_made_again(ada: Person) -> None
 async def test_a_key_has_a_form(ada: Person, key: str) -> None:
     answer = await ada.http.post("/v1/vector_stores", json={}, headers={"Idempotency-Key": key})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "Idempotency-Key")
+
+
+RETRY = {"X-Stainless-Retry-Count": "1"}
+
+
+async def test_an_upload_after_a_deletion_is_stored_although_its_first_try_was_lost(ada: Person) -> None:
+    await ada.openai.files.delete(await upload(ada))
+    again = await ada.openai.files.create(
+        file=("a.txt", b"A short text about sluices."), purpose="assistants", extra_headers=RETRY
+    )
+    assert [file.id async for file in ada.openai.files.list()] == [again.id]
+
+
+async def test_a_store_made_after_a_deletion_is_new(ada: Person) -> None:
+    first = await ada.openai.vector_stores.create(name="s")
+    await ada.openai.vector_stores.delete(first.id)
+    assert (await ada.openai.vector_stores.create(name="s", extra_headers=RETRY)).id != first.id
+
+
+async def test_what_was_detached_is_attached_again(ada: Person) -> None:
+    store = (await ada.openai.vector_stores.create()).id
+    file_id = await upload(ada)
+    await ada.openai.vector_stores.files.create(store, file_id=file_id)
+    await ada.openai.vector_stores.files.delete(file_id, vector_store_id=store)
+    await ada.openai.vector_stores.files.create(store, file_id=file_id, extra_headers=RETRY)
+    assert [file.id async for file in ada.openai.vector_stores.files.list(store)] == [file_id]
+
+
+async def test_a_batch_that_was_cancelled_is_asked_for_again(ada: Person) -> None:
+    store = (await ada.openai.vector_stores.create()).id
+    files = [await upload(ada)]
+    batches = ada.openai.vector_stores.file_batches
+    first = await batches.create(store, file_ids=files)
+    await batches.cancel(first.id, vector_store_id=store)
+    again = await batches.create(store, file_ids=files, extra_headers=RETRY)
+    assert again.id != first.id
+    assert (await batches.create(store, file_ids=files, extra_headers=RETRY)).id == again.id
+
+
+async def test_a_file_that_failed_is_tried_again(eve: Person) -> None:
+    store = (await eve.openai.vector_stores.create()).id
+    file_id = await upload(eve, "a.bin", bytes(range(256)))
+    failed = await eve.openai.vector_stores.files.create_and_poll(
+        file_id, vector_store_id=store, poll_interval_ms=20
+    )
+    assert failed.status == "failed"
+    path = f"/v1/vector_stores/{store}/files"
+    again = await eve.http.post(path, json={"file_id": file_id}, headers=RETRY)
+    first, second = [each["id"] for each in (await eve.http.get("/v1/ingestions?order=asc")).json()["data"]]
+    assert again.json()["ingestion_id"] == second != first
+
+
+@pytest.mark.parametrize(
+    ("headers", "is_repeated"),
+    [
+        ({}, True),
+        ({"X-Stainless-Read-Timeout": "600"}, True),
+        ({"X-Stainless-Read-Timeout": "nonsense"}, True),
+        ({"X-Stainless-Read-Timeout": "inf"}, True),
+        ({"X-Stainless-Read-Timeout": "30.5"}, False),
+        ({"X-Stainless-Timeout": "30"}, False),
+    ],
+)
+async def test_a_retry_comes_no_later_than_its_sdk_has_patience(
+    ada: Person, settings: Settings, headers: dict[str, str], *, is_repeated: bool
+) -> None:
+    first = await ada.http.post("/v1/vector_stores", json={"name": "s"})
+    conn = await asyncpg.connect(settings.database_url)
+    await conn.execute("UPDATE accepted_requests SET expires_at = expires_at - interval '5 minutes'")
+    await conn.close()
+    second = await ada.http.post("/v1/vector_stores", json={"name": "s"}, headers=RETRY | headers)
+    assert (second.json()["id"] == first.json()["id"]) == is_repeated
