@@ -1,8 +1,9 @@
 """One request to an OpenAI-compatible embeddings API, through the official SDK."""
 
 import asyncio
+import zlib
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import UTC, datetime
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from urllib.parse import urlsplit
@@ -21,6 +22,7 @@ MAX_BYTES_A_NUMBER = 32
 """Room for a number of an embedding as text, with what stands around it; base64 takes six."""
 MAX_OTHER_BYTES = 1 << 20
 """Room for all of an answer but its numbers, and for all of an error."""
+_PIECE_BYTES = 64 * 1024
 
 
 class OpenAIEmbeddings:
@@ -35,7 +37,8 @@ class OpenAIEmbeddings:
         self._connections = DefaultAsyncHttpxClient(
             timeout=openai.Timeout(timeout_seconds, connect=min(CONNECT_SECONDS, timeout_seconds)),
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
-            event_hooks={"response": [_cut_error]},
+            headers={"Accept-Encoding": "gzip"},
+            event_hooks={"response": [_bound_body]},
         )
         self._clients: OrderedDict[EmbeddingCredential, AsyncOpenAI] = OrderedDict()
 
@@ -120,26 +123,44 @@ class _TooLongError(Exception):
         self.most_bytes = most_bytes
 
 
-async def _cut_error(response: httpx2.Response) -> None:
-    """The SDK reads the bodies of errors whole."""
-    if response.is_error and isinstance(response.stream, httpx2.AsyncByteStream):
-        response.stream = _Cut(response.stream, MAX_OTHER_BYTES)
+async def _bound_body(response: httpx2.Response) -> None:
+    """Unpack the body ourselves, piece by piece; of an error, which the SDK reads whole, only the beginning."""
+    is_gzip = response.headers.pop("content-encoding", "").strip().lower() in {"gzip", "x-gzip"}
+    if isinstance(response.stream, httpx2.AsyncByteStream):
+        most_bytes = MAX_OTHER_BYTES if response.is_error else None
+        response.stream = _Body(response.stream, is_gzip=is_gzip, most_bytes=most_bytes)
 
 
-class _Cut(httpx2.AsyncByteStream):
-    """The first bytes of a stream, in whole pieces."""
+class _Body(httpx2.AsyncByteStream):
+    """The first bytes of a stream, in whole pieces, unpacked.
 
-    def __init__(self, stream: httpx2.AsyncByteStream, most_bytes: int) -> None:
+    httpx unpacks whatever has come at once, and a KB on the wire can be a MB.
+    """
+
+    def __init__(self, stream: httpx2.AsyncByteStream, *, is_gzip: bool, most_bytes: int | None) -> None:
         self._stream = stream
+        self._inflater = zlib.decompressobj(zlib.MAX_WBITS | 16) if is_gzip else None  # 16: with gzip's header
         self._most_bytes = most_bytes
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        left = self._most_bytes
-        async for piece in self._stream:
-            yield piece
-            left -= len(piece)
-            if left <= 0:
-                return
+        size = 0
+        async for packed in self._stream:
+            for piece in self._unpacked(packed):
+                yield piece
+                size += len(piece)
+                if self._most_bytes is not None and size >= self._most_bytes:
+                    return
+
+    def _unpacked(self, packed: bytes) -> Iterator[bytes]:
+        if self._inflater is None:
+            yield packed
+            return
+        try:
+            while piece := self._inflater.decompress(packed, _PIECE_BYTES):
+                yield piece
+                packed = self._inflater.unconsumed_tail
+        except zlib.error as error:
+            raise httpx2.DecodingError(str(error)) from error
 
     async def aclose(self) -> None:
         """Close the stream itself."""

@@ -1,5 +1,8 @@
 import asyncio
+import gzip
 import json
+import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
@@ -166,6 +169,9 @@ PASSING = {
     "html": fake_openai.HTML,
     "huge": fake_openai.Huge(),
     "huge-error": fake_openai.Huge(code=503),
+    "bad-gzip": Status(200, {"content-encoding": "gzip"}, body=b"oops"),
+    "bad-gzip-error": Status(500, {"content-encoding": "gzip"}, body=b"oops"),
+    "cut-gzip": Status(200, {"content-encoding": "gzip"}, body=gzip.compress(b"{}" * 99)[:20]),
     "no-json": Status(200, body=b"oops"),
     "empty": Status(200, body=b"{}"),
     "count": fake_openai.ONE_TOO_FEW,
@@ -232,6 +238,39 @@ async def test_a_pause_longer_than_our_patience_is_handed_on_and_kept(api, embed
         skipping.time += 10
 
     assert len(api.requests) == 1
+
+
+@pytest.mark.parametrize("code", [200, 500])
+async def test_a_bomb_is_not_unpacked_whole(api, open_embedder, code):
+    deflate = zlib.compressobj(9, wbits=31)
+    bomb = b"".join(deflate.compress(bytes(1 << 20)) for _ in range(200)) + deflate.flush()
+    api.for_key["sk-test"] = Status(code, {"content-encoding": "gzip"}, body=bomb)
+    tracemalloc.start()
+    async with open_embedder(patience_seconds=0) as embedder:
+        with pytest.raises(Transient):
+            await embedder.embed(["a"], model=MODEL, credential=credential(api))
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 20 << 20
+
+
+async def test_a_packed_answer_is_unpacked(api, open_embedder):
+    numbers = np.random.default_rng(1).normal(size=(100, 8)).astype(np.float32)
+    entries = [{"index": index, "embedding": row.tolist(), "pad": "x" * 5000} for index, row in enumerate(numbers)]
+    body = gzip.compress(json.dumps({"data": entries}).encode())
+    api.script(Status(200, {"content-encoding": "gzip"}, body=body))
+    async with open_embedder(batch_size=100) as embedder:
+        embedded = await embedder.embed(["a"] * 100, model=MODEL, credential=credential(api))
+    np.testing.assert_array_equal(embedded.vectors, numbers)
+    assert api.requests[0].headers["accept-encoding"] == "gzip"
+
+
+async def test_the_code_of_a_packed_refusal_is_read(api, embedder):
+    error = json.dumps({"error": {"code": "insufficient_quota"}}).encode()
+    api.script(Status(429, {"content-encoding": "gzip"}, body=gzip.compress(error)))
+    with pytest.raises(Unprocessable) as refused:
+        await embedder.embed(["a"], model=MODEL, credential=credential(api))
+    assert refused.value.failure == "key_rejected"
 
 
 async def test_no_bill_is_too_long_for_our_books(api, embedder):
