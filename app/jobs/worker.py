@@ -147,7 +147,7 @@ class AsyncWorker(RegisteredWorker):
                 beats.start()
                 stack.push_async_callback(asyncio.to_thread, self.bury)
                 stack.push_async_callback(asyncio.to_thread, beats.stop)
-                await self._work_until_stopped(burst, job_limit, max_idle_seconds)
+                await self._work_until_cancelled(burst, job_limit, max_idle_seconds)
         finally:
             with anyio.CancelScope(shield=True):  # also when the caller's task group is being cancelled
                 await stack.aclose()
@@ -204,6 +204,22 @@ class AsyncWorker(RegisteredWorker):
         finally:
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.remove_signal_handler(number)
+
+    async def _work_until_cancelled(
+        self,
+        burst: bool,  # noqa: FBT001 - private
+        job_limit: int | None,
+        max_idle_seconds: float | None,
+    ) -> None:
+        """A cancellation is a cold shutdown: Redis is told of what runs, instead of missing it after a lease."""
+        working = asyncio.create_task(self._work_until_stopped(burst, job_limit, max_idle_seconds))
+        try:
+            await asyncio.shield(working)
+        except asyncio.CancelledError:
+            self.shut_down_cold()
+            with anyio.CancelScope(shield=True):  # a second one from outside of anyio ends it all the same
+                await asyncio.gather(working, return_exceptions=True)
+            raise
 
     async def _work_until_stopped(
         self,
