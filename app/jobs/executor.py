@@ -145,7 +145,11 @@ class Executor:
         if running.is_lost:
             self.running.pop(running.id, None)
         else:
-            self._put(running, self._ending(running))
+            try:
+                ending = self._ending(running)
+            except Exception as exc:  # noqa: BLE001 - what a subclass of arq's Retry makes of its delay
+                ending = Errored(exc)
+            self._put(running, ending)
         worker.wake()
 
     def _put(self, running: Running, ending: Ending) -> None:
@@ -156,11 +160,25 @@ class Executor:
             worker.jobs_failed += 1
         else:
             worker.jobs_retried += 1
+        try:
+            self._tell(running, ending)
+        except Exception as exc:
+            logger.exception("Worker %s: how job %s ended cannot be told", worker.name, running.job_id)
+            if isinstance(ending, Errored):
+                ending = Errored(exc)  # as arq: an error whose `extra` fails gives way to that one
+        worker.settler.put(running, ending)
+
+    def _tell(self, running: Running, ending: Ending) -> None:
+        """Log it.
+
+        Raises:
+            whatever the `extra` of the job's error does.
+        """
+        worker = self._worker
         if worker.log_arqs_jobs and running.is_arqs:
             log_end(running, ending, worker.redis_time(), with_results=worker.log_results)
         elif isinstance(ending, Errored) and not running.needs_rq(ending):
             self._log(running, ending)
-        worker.settler.put(running, ending)
 
     def _log(self, running: Running, ending: Errored) -> None:
         """As rq.worker.handle_exception; arq's errors may bring fields of their own."""

@@ -94,16 +94,22 @@ class JobExecutionFailed(RuntimeError):
 class Retry(RuntimeError):
     """Raise it in a job to run again after `defer` seconds; the run counts as a try.
 
-    `defer_score` is the delay in whole ms, None if none was given.
+    `defer_score` is the delay in whole ms, None if none was given; a subclass may set just that, as with arq.
     """
+
+    defer_score: int | None = None
 
     def __init__(self, defer: float | timedelta | None = None) -> None:
         seconds = defer.total_seconds() if isinstance(defer, timedelta) else defer
-        self.defer_seconds = float(seconds or 0)
         self.defer_score = None if seconds is None else round(seconds * 1000)
 
+    @property
+    def defer_seconds(self) -> float:
+        """The delay in seconds, 0 if none was given."""
+        return (self.defer_score or 0) / 1000
+
     def __repr__(self) -> str:
-        return f"<Retry defer {(self.defer_score or 0) / 1000:0.2f}s>"
+        return f"<Retry defer {self.defer_seconds:0.2f}s>"
 
     def __str__(self) -> str:
         return repr(self)

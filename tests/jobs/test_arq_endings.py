@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from app.jobs import ArqRedis, JobStatus, RedisSettings, Worker, create_pool, func
+from app.jobs import ArqRedis, AsyncWorker, JobStatus, RedisSettings, Retry, Worker, create_pool, func
 from tests.jobs import functions
 
 MakeWorker = Callable[..., Worker]
@@ -40,6 +40,11 @@ async def heard(event: asyncio.Event) -> None:
         await event.wait()
 
 
+async def to_the_end(worker: Worker) -> None:
+    async with asyncio.timeout(20):
+        await worker.async_run()
+
+
 async def test_a_cancelled_worker_gives_its_jobs_back_at_once(pool: ArqRedis, make_worker: MakeWorker) -> None:
     job = await pool.enqueue_job("forever")
     assert job is not None
@@ -56,3 +61,62 @@ async def test_a_cancelled_worker_gives_its_jobs_back_at_once(pool: ArqRedis, ma
         info = await job.info()
         assert info is not None
         assert info.job_try == run
+
+
+class ExtraFails(Exception):
+    def extra(self) -> dict[str, Any]:
+        raise KeyError("no such field")
+
+
+class ScoreOnly(Retry):
+    def __init__(self, score: Any) -> None:
+        self.defer_score = score
+
+
+async def raise_extra_fails(ctx: dict[str, Any]) -> None:
+    raise ExtraFails
+
+
+async def test_an_error_whose_extra_fails_gives_way_to_that_failure(
+    pool: ArqRedis, make_worker: MakeWorker
+) -> None:
+    job = await pool.enqueue_job("raise_extra_fails")
+    assert job is not None
+    worker = make_worker({"raise_extra_fails": raise_extra_fails}, burst=True)
+    await to_the_end(worker)
+    assert worker.jobs_failed == 1
+    with pytest.raises(KeyError, match="no such field"):
+        await job.result(5)
+
+
+async def test_so_it_does_without_arqs_log_lines(
+    pool: ArqRedis, redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = await pool.enqueue_job("raise_extra_fails")
+    assert job is not None
+    settings = RedisSettings.from_dsn(redis_url)
+    await AsyncWorker(["arq:queue"], redis_settings=settings, functions=[raise_extra_fails]).run(burst=True)
+    assert "cannot be told" in caplog.text
+    with pytest.raises(KeyError, match="no such field"):
+        await job.result(5)
+
+
+@pytest.mark.parametrize(("score", "runs"), [(5, 2), (None, 2), ("soon", 1)])
+async def test_a_retry_that_knows_its_score_only(
+    pool: ArqRedis, make_worker: MakeWorker, score: Any, runs: int
+) -> None:
+    async def again(ctx: dict[str, Any]) -> int:
+        if ctx["job_try"] == 1:
+            raise ScoreOnly(score)
+        return int(ctx["job_try"])
+
+    job = await pool.enqueue_job("again")
+    assert job is not None
+    worker = make_worker({"again": again}, burst=True, poll_delay=0.01)
+    await to_the_end(worker)
+    assert (worker.jobs_retried, worker.jobs_failed) == ((1, 0) if runs == 2 else (0, 1))
+    if runs == 1:
+        with pytest.raises(TypeError):
+            await job.result(5)
+    else:
+        assert await job.result(5) == runs
