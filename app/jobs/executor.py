@@ -38,7 +38,7 @@ class Executor:
     def __init__(self, worker: "AsyncWorker") -> None:
         self._worker = worker
         self.running: dict[str, Running] = {}  # by execution id; claimed and not yet settled
-        self.active_count = 0  # of these, those whose task has not ended
+        self.active_count = 0  # of these, those that hold a slot: their task, or arq's hook after it, has not ended
         self.active_by_queue: Counter[str] = Counter()
         self.started_count = 0
 
@@ -64,7 +64,8 @@ class Executor:
             return
         self.active_count += 1
         self.active_by_queue[running.queue_name] += 1
-        running.task = asyncio.create_task(self._perform(running))
+        running.has_slot = True
+        running.task = asyncio.create_task(self._perform(running), context=running.context)
         running.task.add_done_callback(lambda _task: self._ended(running))
         if worker.stop_event.is_set() and worker.is_cold:
             self.give_back(running)
@@ -140,11 +141,11 @@ class Executor:
 
     def _ended(self, running: Running) -> None:
         worker = self._worker
-        self.active_count -= 1
-        self.active_by_queue[running.queue_name] -= 1
         if running.is_lost:
-            self.running.pop(running.id, None)
+            self._leave(running)
         else:
+            if worker.after_job_end is None or running.ctx is None:
+                self._free_slot(running)
             try:
                 ending = self._ending(running)
             except Exception as exc:  # noqa: BLE001 - what a subclass of arq's Retry makes of its delay
@@ -212,18 +213,39 @@ class Executor:
             return AskedAgain(error.defer_seconds if isinstance(error, Retry) else None)
         return Errored(error)
 
-    async def settled(self, batch: Sequence[Settlement], late: set[str]) -> None:
+    def _free_slot(self, running: Running) -> None:
+        if running.has_slot:
+            running.has_slot = False
+            self.active_count -= 1
+            self.active_by_queue[running.queue_name] -= 1
+
+    def _leave(self, running: Running) -> None:
+        self._free_slot(running)
+        self.running.pop(running.id, None)
+
+    def settled(self, batch: Sequence[Settlement], late: set[str]) -> None:
         """Redis knows how these ended; `late` are the executions of which it does not want to know."""
-        hook = self._worker.after_job_end
         for each in batch:
-            self.running.pop(each.running.id, None)
+            running = each.running
+            running.is_settled = True
             if isinstance(each.ending, AskedAgain):
                 self._worker.upkeep.expect_delayed()
-            if hook is not None and each.running.ctx is not None and each.running.id not in late:
-                try:
-                    await hook(each.running.ctx)
-                except Exception as exc:  # noqa: BLE001 - arq: it ends the worker
-                    self._worker.end_with(exc)
+            if running.has_slot and running.id not in late:
+                self._call_after(running)
+            else:
+                self._leave(running)
+        self._worker.wake()
+
+    def _call_after(self, running: Running) -> None:
+        """As arq: in the job's slot and context, beside the others; it may wait for another job."""
+        hook = self._hook(self._worker.after_job_end, running.ctx or {})
+        running.after = asyncio.create_task(hook, context=running.context)
+        running.after.add_done_callback(lambda task: self._after_ended(running, task))
+
+    def _after_ended(self, running: Running, task: "asyncio.Task[None]") -> None:
+        if not task.cancelled():
+            task.exception()  # the worker ends with it
+        self._leave(running)
         self._worker.wake()
 
     def stop(self, is_meant: Callable[[Running], bool]) -> int:
@@ -248,9 +270,12 @@ class Executor:
         running.cancel()
 
     def give_back_all(self) -> None:
-        """Give every running job back."""
+        """Give every running job back, and end the hooks of those that have ended."""
         for running in self._unended():
             self.give_back(running)
+        for running in self.running.values():
+            if running.after is not None:
+                running.after.cancel()
 
     def lose(self, execution_id: str) -> None:
         """Somebody took a job away: its task is cancelled, unrecorded."""

@@ -47,7 +47,7 @@ class HeartbeatThread(threading.Thread):
                 logger.exception("Worker %s: a heartbeat failed", self._worker.name)
 
     def _beat(self) -> None:
-        everything = list(self._worker.running.values())
+        everything = [each for each in list(self._worker.running.values()) if not each.is_settled]
         if not self._beat_for(everything[:_MOST_AT_ONCE]):
             self._worker.introduce_again()
         for start in range(_MOST_AT_ONCE, len(everything), _MOST_AT_ONCE):

@@ -56,7 +56,7 @@ class RQSettler:
             worker.settler.put(settlement.running, Errored(exc))
             return
         await worker.settler.note_idle()
-        await worker.executor.settled([settlement], set())
+        worker.executor.settled([settlement], set())
 
 
 class _OneSettlement:

@@ -3,6 +3,7 @@
 import asyncio
 import traceback
 from collections.abc import Mapping
+from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -145,7 +146,11 @@ class Running(Execution):
         # enqueued by arq's API, so that its rules apply; the unreadable is known by a field that RQ always writes
         self.is_arqs = b"success_callback_name" not in raw
         self.ctx: dict[str, Any] | None = None
+        self.context = copy_context()  # of the task, and of the hook after it
         self.task: asyncio.Task[Any] | None = None
+        self.after: asyncio.Task[None] | None = None  # arq's hook `after_job_end`
+        self.has_slot = False
+        self.is_settled = False
         self.is_stopped = False
         self.is_lost = False
         self.is_given_back = False

@@ -86,7 +86,7 @@ class Settler:
                 self._by_rq.put(each)
             if plain:
                 settled, late = await self._settle_plain(plain)
-                await self._worker.executor.settled(settled, late)
+                self._worker.executor.settled(settled, late)
 
     async def note_idle(self) -> None:
         """Have the worker's record say so if nothing runs any more."""

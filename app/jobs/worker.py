@@ -273,7 +273,7 @@ class AsyncWorker(RegisteredWorker):
 
     @property
     def running(self) -> dict[str, Running]:
-        """Claimed jobs that are not settled yet, by execution id."""
+        """Claimed jobs that are not settled yet, or whose last hook has not ended, by execution id."""
         return self.executor.running
 
     def wake(self) -> None:

@@ -1,12 +1,25 @@
 """How arq's worker ends: cancelled, closed, by signals, with jobs, hooks and aborts under way."""
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator, Callable
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
 
-from app.jobs import ArqRedis, AsyncWorker, JobStatus, RedisSettings, Retry, Worker, create_pool, func
+from app.jobs import (
+    ArqRedis,
+    AsyncWorker,
+    Job,
+    JobRequest,
+    JobStatus,
+    RedisSettings,
+    Retry,
+    Worker,
+    create_pool,
+    func,
+)
 from tests.jobs import functions
 
 MakeWorker = Callable[..., Worker]
@@ -120,3 +133,96 @@ async def test_a_retry_that_knows_its_score_only(
             await job.result(5)
     else:
         assert await job.result(5) == runs
+
+
+async def nothing(ctx: dict[str, Any]) -> None:
+    pass
+
+
+async def test_hooks_after_jobs_run_side_by_side(pool: ArqRedis, make_worker: MakeWorker) -> None:
+    barrier = asyncio.Barrier(3)
+
+    async def meet_after(ctx: dict[str, Any]) -> None:
+        async with asyncio.timeout(10):
+            await barrier.wait()
+
+    await pool.enqueue_jobs([JobRequest("nothing") for _ in range(3)])
+    await to_the_end(make_worker({"nothing": nothing}, after_job_end=meet_after, burst=True))
+
+
+async def test_a_hook_after_a_job_may_wait_for_another_job(pool: ArqRedis, make_worker: MakeWorker) -> None:
+    results: list[int] = []
+
+    async def ask_for_more(ctx: dict[str, Any]) -> None:
+        if ctx["job_id"] == "first":
+            job = await ctx["redis"].enqueue_job("multiply", 6, 7)
+            results.append(await job.result(10))
+
+    await pool.enqueue_job("nothing", _job_id="first")
+    functions_ = {"nothing": nothing, "multiply": functions.multiply}
+    await to_the_end(make_worker(functions_, after_job_end=ask_for_more, burst=True))
+    assert results == [42]
+
+
+async def test_a_jobs_hooks_share_its_context(pool: ArqRedis, make_worker: MakeWorker) -> None:
+    request_id: ContextVar[str] = ContextVar("request_id", default="none")
+    seen: list[str] = []
+
+    async def begin(ctx: dict[str, Any]) -> None:
+        ctx["token"] = request_id.set(ctx["job_id"])
+
+    async def end(ctx: dict[str, Any]) -> None:
+        seen.append(request_id.get())
+        request_id.reset(ctx["token"])
+
+    await pool.enqueue_job("nothing", _job_id="one")
+    await to_the_end(make_worker({"nothing": nothing}, on_job_start=begin, after_job_end=end, burst=True))
+    assert seen == ["one"]
+
+
+async def test_a_hook_after_a_job_keeps_its_slot(pool: ArqRedis, make_worker: MakeWorker) -> None:
+    order: list[str] = []
+
+    async def note(ctx: dict[str, Any]) -> None:
+        order.append("job")
+
+    async def after(ctx: dict[str, Any]) -> None:
+        job = await Job("last", ctx["redis"]).status()
+        order.append(f"after, last {job.value}")
+
+    await pool.enqueue_job("note", _job_id="first")
+    await pool.enqueue_job("note", _job_id="last")
+    await to_the_end(make_worker({"note": note}, after_job_end=after, max_jobs=1, burst=True))
+    assert order == ["job", "after, last queued", "job", "after, last complete"]
+
+
+async def test_a_hook_after_a_job_ends_with_the_worker(pool: ArqRedis, make_worker: MakeWorker) -> None:
+    began, ends = asyncio.Event(), []
+
+    async def hook(ctx: dict[str, Any]) -> None:
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ends.append("cancelled")
+
+    job = await pool.enqueue_job("nothing")
+    assert job is not None
+    worker = make_worker({"nothing": nothing}, after_job_end=hook)
+    running = asyncio.ensure_future(worker.async_run())
+    await heard(began)
+    assert await job.status() is JobStatus.complete
+    worker.handle_sig(signal.SIGTERM)
+    async with asyncio.timeout(5):
+        with pytest.raises(asyncio.CancelledError):
+            await running
+    assert ends == ["cancelled"]
+
+
+async def test_an_error_in_the_hook_after_a_job_ends_the_worker(pool: ArqRedis, make_worker: MakeWorker) -> None:
+    async def hook(ctx: dict[str, Any]) -> None:
+        raise ZeroDivisionError
+
+    await pool.enqueue_job("nothing")
+    with pytest.raises(ZeroDivisionError):
+        await to_the_end(make_worker({"nothing": nothing}, after_job_end=hook))
