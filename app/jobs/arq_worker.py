@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import inspect
 import logging
-import signal
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, tzinfo
 from functools import partial
@@ -25,6 +24,7 @@ from app.jobs.functions import Duration, Function, func, seconds_of
 from app.jobs.health import HealthRecord, check_health_with, health_key
 from app.jobs.serializers import ArqSerializer, DictDeserializer, DictSerializer, choose_serializer
 from app.jobs.settings import RedisSettings, settings_of
+from app.jobs.signals import HeldSignals
 from app.jobs.values import JobResult
 from app.jobs.worker import AsyncWorker
 
@@ -116,7 +116,9 @@ class Worker(Attributes):
         self.expires_extra_ms = expires_extra_ms
         self.queue_read_limit = queue_read_limit or max(max_jobs * 5, 100)
         self._serializer, self.job_serializer, self.job_deserializer = serializer, job_serializer, job_deserializer
-        self._is_stopped_by_signal = False
+        handler = self.handle_sig_wait_for_completion if job_completion_wait else self.handle_sig
+        self._signals = HeldSignals(handler if handle_signals else None)
+        self._is_stopped = self._is_working = False
         self._health = HealthRecord(
             health_check_key or health_key(self.queue_name),
             self.queue_name,
@@ -157,10 +159,11 @@ class Worker(Attributes):
             runner.run(self._run_and_close())
 
     async def _run_and_close(self) -> None:
-        try:
-            await self.main()
-        finally:
-            await self.close()
+        with self._signals.held():
+            try:
+                await self.async_run()
+            finally:
+                await self.close()
 
     async def async_run(self) -> None:
         """Work until told to stop, and leave the pool open.
@@ -194,6 +197,15 @@ class Worker(Attributes):
         Raises:
             as `async_run`.
         """
+        self._is_stopped = False
+        with self._signals.held():
+            await self._start_up()
+            if not self._is_stopped:
+                await self._work()
+        if self._is_stopped:
+            raise asyncio.CancelledError
+
+    async def _start_up(self) -> None:
         if self._pool is None:
             self._pool = await create_pool(
                 self.redis_settings,
@@ -208,31 +220,18 @@ class Worker(Attributes):
         await log_redis_info(self._pool, logger.info)
         if self.on_startup is not None:
             await self.on_startup(self.ctx)
-        self._is_stopped_by_signal = False
-        with self._signals():
+
+    async def _work(self) -> None:
+        self._is_working = True
+        try:
             await self._engine.run(burst=self.burst, stop=anyio.Event(), job_limit=self._job_limit())
-        if self._is_stopped_by_signal:
-            raise asyncio.CancelledError
+        finally:
+            self._is_working = False
 
     def _job_limit(self) -> int | None:
         if not self.burst or self.max_burst_jobs < 0:
             return None
         return max(0, self.max_burst_jobs - self._engine.executor.started_count)
-
-    @contextlib.contextmanager
-    def _signals(self) -> Any:
-        if not self._handle_signals:
-            yield
-            return
-        loop = asyncio.get_running_loop()
-        handler = self.handle_sig_wait_for_completion if self._job_completion_wait else self.handle_sig
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, handler, number)
-        try:
-            yield
-        finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.remove_signal_handler(number)
 
     def handle_sig(self, signum: Signals) -> None:
         """Stop at once: running jobs are cancelled and run again elsewhere."""
@@ -256,22 +255,38 @@ class Worker(Attributes):
         )
 
     def _stop(self, number: Signals, *, grace_seconds: float, what: str) -> None:
-        engine = self._engine
         logger.info("shutdown on %s ◆ %s", number.name, self._counts(what))
-        self._is_stopped_by_signal = True
-        engine.shutdown_grace_seconds = grace_seconds
-        engine.request_shutdown()
+        self._end_work(grace_seconds)
         if self.on_stop is not None:
             self.on_stop(number)
 
+    def _end_work(self, grace_seconds: float | None) -> None:
+        """End what `main` is at; None: running jobs may take as long as they need."""
+        self._is_stopped = True
+        if self._is_working:
+            self._engine.shutdown_grace_seconds = grace_seconds
+            self._engine.request_shutdown()
+        elif self.main_task is not None:
+            self.main_task.cancel()
+
     async def close(self) -> None:
-        """Stop, wait for it, shut down and close the pool."""
+        """Stop, wait for it, shut down and close the pool.
+
+        Running jobs are cancelled, and run again elsewhere; with `handle_signals` they are waited for, as in arq.
+        """
+        with self._signals.held():
+            await self._close()
+
+    async def _close(self) -> None:
         if not self._handle_signals:
             self.handle_sig(Signals.SIGUSR1)
+        main_task = self.main_task
+        if main_task is not None and not main_task.done() and main_task is not asyncio.current_task():
+            if self._handle_signals:
+                self._end_work(None)
+            await asyncio.wait({main_task})
         if self._pool is None:
             return
-        if self.main_task is not None:
-            await asyncio.wait({self.main_task})
         await self._health.end(self._pool)
         if self.on_shutdown is not None:
             await self.on_shutdown(self.ctx)

@@ -1,7 +1,10 @@
-"""What signals mean to a worker: RQ's rule."""
+"""What signals mean to a worker: RQ's rule, and whose they are as long as arq's worker lives."""
 
+import asyncio
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 _SAME_SIGNAL_SECONDS = 1.0
 """As RQ: a terminal and a parent process may both hand on the same Ctrl-C."""
@@ -24,3 +27,30 @@ class ShutdownSignals:
             self._warm()
         elif here - self._signalled_at > _SAME_SIGNAL_SECONDS:
             self._cold()
+
+
+class HeldSignals:
+    """SIGINT and SIGTERM call `handler`, if there is one, while anybody is in a `held` block, nested or not."""
+
+    def __init__(self, handler: Callable[[signal.Signals], object] | None) -> None:
+        self._handler = handler
+        self._depth = 0
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold them in the running loop."""
+        if self._handler is None:
+            yield
+            return
+        loop = asyncio.get_running_loop()
+        if self._depth == 0:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, self._handler, number)
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+            if self._depth == 0:
+                for number in (signal.SIGINT, signal.SIGTERM):
+                    loop.remove_signal_handler(number)

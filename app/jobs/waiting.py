@@ -8,8 +8,8 @@ from typing import Any
 _ASK_AGAIN_SECONDS = 0.1
 
 
-async def wait_at_most(event: asyncio.Event, seconds: float) -> None:
-    """Until the event is set, or `seconds` are over."""
+async def wait_at_most(event: asyncio.Event, seconds: float | None) -> None:
+    """Until the event is set, or `seconds` (None: all of them) are over."""
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await event.wait()

@@ -1,6 +1,7 @@
 """`AsyncWorker`: an RQ worker with one event loop for its life and many jobs at once."""
 
 import asyncio
+import math
 import os
 import random
 import signal
@@ -79,7 +80,7 @@ class AsyncWorker(RegisteredWorker):
         burst_waits_for_deferred: bool = False,
         max_body_bytes: int = MOST_BODY_BYTES,
         lease_seconds: float = 60.0,
-        shutdown_grace_seconds: float = 25.0,
+        shutdown_grace_seconds: float | None = 25.0,
         prepare_for_work: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -102,7 +103,8 @@ class AsyncWorker(RegisteredWorker):
         self.on_tick, self.poll_seconds = on_tick, poll_seconds
         self.log_arqs_jobs, self.log_results = log_arqs_jobs, log_results
         self.burst_waits_for_deferred = burst_waits_for_deferred
-        self.lease_seconds, self.shutdown_grace_seconds = lease_seconds, shutdown_grace_seconds
+        self.lease_seconds = lease_seconds
+        self.shutdown_grace_seconds = shutdown_grace_seconds
         self.ctx = {} if ctx is None else ctx
         self.jobs_complete = self.jobs_failed = self.jobs_retried = 0
         self.dequeue_strategy = DequeueStrategy.DEFAULT
@@ -265,11 +267,11 @@ class AsyncWorker(RegisteredWorker):
         self.executor.give_back_all()
         await self._wait_until_idle(_SETTLE_SECONDS)
 
-    async def _wait_until_idle(self, seconds: float) -> None:
-        until = time.monotonic() + seconds
+    async def _wait_until_idle(self, seconds: float | None) -> None:
+        until = math.inf if seconds is None else time.monotonic() + seconds
         while self.executor.running and time.monotonic() < until:
             self._idle.clear()
-            await wait_at_most(self._idle, until - time.monotonic())
+            await wait_at_most(self._idle, None if seconds is None else until - time.monotonic())
 
     @property
     def running(self) -> dict[str, Running]:

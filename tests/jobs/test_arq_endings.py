@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextvars import ContextVar
 from typing import Any
@@ -226,3 +227,87 @@ async def test_an_error_in_the_hook_after_a_job_ends_the_worker(pool: ArqRedis, 
     await pool.enqueue_job("nothing")
     with pytest.raises(ZeroDivisionError):
         await to_the_end(make_worker({"nothing": nothing}, after_job_end=hook))
+
+
+async def life(moment: str, number: str, url: str) -> tuple[int | None, list[str]]:
+    """How a worker in a process of its own ends, to which a signal comes at a moment, and what it was at."""
+    words = (sys.executable, "-m", "tests.jobs.signalled", moment, number, url)
+    process = await asyncio.create_subprocess_exec(*words, stdout=asyncio.subprocess.PIPE)
+    try:
+        async with asyncio.timeout(20):
+            out, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    return process.returncode, out.decode().splitlines()
+
+
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize(
+    ("moment", "steps"),
+    [
+        ("connecting", ["connecting"]),
+        ("on_startup", ["on_startup", "on_shutdown", "closed"]),
+        ("on_shutdown", ["on_startup", "on_shutdown", "closed"]),
+    ],
+)
+async def test_a_signal_at_any_moment_is_a_clean_end(
+    redis_url: str, moment: str, number: str, steps: list[str]
+) -> None:
+    nowhere = "unix:///nowhere/redis.sock"
+    assert await life(moment, number, nowhere if moment == "connecting" else redis_url) == (0, steps)
+
+
+async def test_a_worker_that_is_closed_while_it_starts_up_does_not_work(
+    pool: ArqRedis, make_worker: MakeWorker
+) -> None:
+    begun = asyncio.Event()
+
+    async def start_up(ctx: dict[str, Any]) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    worker = make_worker({"nothing": nothing}, on_startup=start_up)
+    running = asyncio.ensure_future(worker.async_run())
+    await heard(begun)
+    async with asyncio.timeout(5):
+        await worker.close()
+    assert running.cancelled()
+
+
+async def test_nor_does_one_that_is_told_to_stop_by_its_own_start(pool: ArqRedis, make_worker: MakeWorker) -> None:
+    async def start_up(ctx: dict[str, Any]) -> None:
+        worker.handle_sig(signal.SIGTERM)
+
+    worker = make_worker({"nothing": nothing}, on_startup=start_up)
+    async with asyncio.timeout(5):
+        with pytest.raises(asyncio.CancelledError):
+            await worker.main()
+
+
+async def test_a_worker_that_handles_signals_is_closed_once_its_jobs_have_ended(
+    pool: ArqRedis, make_worker: MakeWorker
+) -> None:
+    began, may_end, is_shut_down = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def wait(ctx: dict[str, Any]) -> str:
+        began.set()
+        await may_end.wait()
+        return "ended"
+
+    async def shut_down(ctx: dict[str, Any]) -> None:
+        is_shut_down.set()
+
+    job = await pool.enqueue_job("wait")
+    assert job is not None
+    worker = make_worker({"wait": wait}, handle_signals=True, on_shutdown=shut_down)
+    running = asyncio.ensure_future(worker.async_run())
+    await heard(began)
+    closing = asyncio.ensure_future(worker.close())
+    may_end.set()
+    async with asyncio.timeout(5):
+        await closing
+    assert running.cancelled()
+    assert is_shut_down.is_set()
+    assert await job.result(1) == "ended"
