@@ -57,6 +57,11 @@ class Claimer:
         """Something has changed: a slot is free, a job has come, the worker is to stop."""
         self._changed.set()
 
+    @property
+    def is_claiming(self) -> bool:
+        """Whether Redis may have given jobs to this worker that have not started here."""
+        return bool(self._unanswered)
+
     async def run(self) -> None:
         """Claim and start jobs until the worker is told to stop, the limit is reached, or a burst is over."""
         worker = self._worker
@@ -118,7 +123,9 @@ class Claimer:
             else:
                 await asyncio.sleep(_SUSPENDED_SECONDS)
             return most  # not idle: it is to be asked again
-        return self._start(answer, queues)
+        taken = self._start(answer, queues)
+        worker.executor.early_stops.clear()
+        return taken
 
     def _start(self, answer: list[Any], queues: list[Queue]) -> int:
         worker = self._worker

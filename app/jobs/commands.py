@@ -6,7 +6,9 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from redis.asyncio.client import PubSub
+from rq.job import Job as RQJob
 
+from app.jobs.job import ABORT_FIELD
 from app.jobs.running import Running
 
 if TYPE_CHECKING:
@@ -30,8 +32,22 @@ async def _listen_once(worker: "AsyncWorker", listens: asyncio.Event) -> None:
                 _obey(worker, message["data"])
             else:
                 listens.set()
+                await _stop_aborted(worker)
     finally:
         await subscription.aclose()
+
+
+async def _stop_aborted(worker: "AsyncWorker") -> None:
+    """Nobody listened until now: who was to be aborted meanwhile has its mark in Redis."""
+    running = list(worker.running.values())
+    if not running:
+        return
+    pipeline = worker.redis.pipeline(transaction=False)
+    for each in running:
+        pipeline.hget(RQJob.redis_job_namespace_prefix + each.job_id, ABORT_FIELD)
+    for each, mark in zip(running, await pipeline.execute(raise_on_error=False), strict=True):
+        if isinstance(mark, bytes):
+            worker.executor.abort(each.id)
 
 
 def _obey(worker: "AsyncWorker", raw: bytes) -> None:
@@ -46,8 +62,11 @@ def _obey(worker: "AsyncWorker", raw: bytes) -> None:
     elif name == "kill-horse":
         worker.executor.kill_all()
     elif name in {"stop-job", "stop-execution"}:
-        stopped = worker.executor.stop(lambda running: _is_meant(running, name, command, worker.allow_abort_jobs))
-        if not stopped and not command.get("abort"):
+        is_abort = bool(command.get("abort"))
+        stopped = worker.executor.stop(
+            lambda running: _is_meant(running, name, command, worker.allow_abort_jobs), is_abort=is_abort
+        )
+        if not stopped and not is_abort:
             logger.warning("Worker %s: %s: no such job runs here", worker.name, name)
 
 

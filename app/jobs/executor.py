@@ -41,6 +41,7 @@ class Executor:
         self.active_count = 0  # of these, those that hold a slot: their task, or arq's hook after it, has not ended
         self.active_by_queue: Counter[str] = Counter()
         self.started_count = 0
+        self.early_stops: list[tuple[Callable[[Running], bool], bool]] = []  # came while a claim was on its way
 
     @property
     def unsettled_count(self) -> int:
@@ -67,6 +68,9 @@ class Executor:
         running.has_slot = True
         running.task = asyncio.create_task(self._perform(running), context=running.context)
         running.task.add_done_callback(lambda _task: self._ended(running))
+        for is_meant, is_abort in self.early_stops:
+            if is_meant(running):
+                _stop(running, is_abort=is_abort)
         if worker.stop_event.is_set() and worker.is_cold:
             self.give_back(running)
 
@@ -199,7 +203,7 @@ class Executor:
 
     def _ending(self, running: Running) -> Ending:
         task = running.task
-        if running.is_stopped or task is None:
+        if running.is_stopped or task is None or (running.is_aborted and task.cancelled()):
             return Stopped()
         if running.is_killed:
             return Errored(WorkHorseKilled())
@@ -248,13 +252,23 @@ class Executor:
         self._leave(running)
         self._worker.wake()
 
-    def stop(self, is_meant: Callable[[Running], bool]) -> int:
-        """Stop the running jobs that are meant; how many. They end as stopped."""
+    def stop(self, is_meant: Callable[[Running], bool], *, is_abort: bool = False) -> int:
+        """Stop the running jobs that are meant; how many. They end as stopped; with arq's abort, if they let it.
+
+        If there is none, it may be one whose claim is not answered yet.
+        """
         meant = [each for each in self._unended() if is_meant(each)]
+        if not meant and self._worker.is_claiming:
+            self.early_stops.append((is_meant, is_abort))
         for running in meant:
-            running.is_stopped = True
-            running.cancel()
+            _stop(running, is_abort=is_abort)
         return len(meant)
+
+    def abort(self, execution_id: str) -> None:
+        """The mark of arq's abort was found at a running job, whose command may have been lost."""
+        if self._worker.allow_abort_jobs:
+            is_meant = lambda each: each.id == execution_id and each.is_arqs and not each.is_aborted  # noqa: E731
+            self.stop(is_meant, is_abort=True)
 
     def kill_all(self) -> int:
         """Fail the running jobs, as if RQ's work horse had been killed; how many."""
@@ -302,6 +316,14 @@ class Executor:
 
     def _unended(self) -> list[Running]:
         return [each for each in self.running.values() if each.task is not None and not each.task.done()]
+
+
+def _stop(running: Running, *, is_abort: bool) -> None:
+    if is_abort:
+        running.is_aborted = True
+    else:
+        running.is_stopped = True
+    running.cancel()
 
 
 def arq_context(running: Running, shared: dict[str, Any], redis: Any) -> dict[str, Any]:

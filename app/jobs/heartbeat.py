@@ -9,6 +9,7 @@ from redis.exceptions import RedisError
 from rq.defaults import RQ_KEY_PREFIX
 from rq.utils import now, utcformat
 
+from app.jobs.job import ABORT_FIELD
 from app.jobs.lua_upkeep import BEAT
 
 if TYPE_CHECKING:
@@ -63,10 +64,13 @@ class HeartbeatThread(threading.Thread):
             worker.worker_ttl + 60,
             worker.name,
             utcformat(worker.last_heartbeat),
+            ABORT_FIELD,
         ]
         for running in executions:
             arguments += (running.queue_name, running.job_id, running.id, running.started)
-        known, lost = self._script([worker.key, worker.executions_key], arguments)
+        known, lost, aborted = self._script([worker.key, worker.executions_key], arguments)
         for execution_id in lost:
             worker.report_lost(execution_id.decode())
+        for execution_id in aborted:
+            worker.report_aborted(execution_id.decode())
         return bool(known)

@@ -97,14 +97,15 @@ BEAT = (
     PRELUDE
     + """
 -- KEYS worker, its executions.  ARGV prefix, lease (s), life of the worker's records (s), worker's name, time as RQ
---      writes it; then for each job queue, id, execution id, its start (unix s)
--- As rq.worker: heartbeat, maintain_heartbeats. Answer: whether Redis knows the worker, executions lost to others
-local lease, moment, lost = tonumber(ARGV[2]), ARGV[5], {}
+--      writes it, the field that marks arq's abort; then for each job queue, id, execution id, its start (unix s)
+-- As rq.worker: heartbeat, maintain_heartbeats. Answer: whether Redis knows the worker, executions lost to others,
+--      executions that are to be aborted: the command may not have been heard
+local lease, moment, lost, aborted = tonumber(ARGV[2]), ARGV[5], {}, {}
 local known = redis.call('HEXISTS', KEYS[1], 'birth')
 redis.call('HSET', KEYS[1], 'last_heartbeat', moment)
 redis.call('EXPIRE', KEYS[1], ARGV[3])
 redis.call('EXPIRE', KEYS[2], ARGV[3])
-for at = 6, #ARGV, 4 do
+for at = 7, #ARGV, 4 do
     local queue, id, execution = ARGV[at], ARGV[at + 1], ARGV[at + 2]
     local member = id .. ':' .. execution
     if redis.call('ZSCORE', wip_key(queue), member) then
@@ -115,14 +116,17 @@ for at = 6, #ARGV, 4 do
         redis.call('EXPIRE', record, lease)
         redis.call('ZADD', all, now + lease + 60, execution)
         redis.call('EXPIRE', all, lease + 60)
-        if is_record(id) then redis.call('HSET', job_key(id), 'last_heartbeat', moment) end
+        if is_record(id) then
+            redis.call('HSET', job_key(id), 'last_heartbeat', moment)
+            if redis.call('HEXISTS', job_key(id), ARGV[6]) == 1 then aborted[#aborted + 1] = execution end
+        end
     elseif redis.call('EXISTS', job_key(id)) == 1 then
         lost[#lost + 1] = execution  -- no entry and no job: Redis lost its memory, and nobody else runs it
         forget_execution(id, execution)
         redis.call('SREM', KEYS[2], member)
     end
 end
-return {known, lost}
+return {known, lost, aborted}
 """
 )
 

@@ -151,7 +151,8 @@ class Running(Execution):
         self.after: asyncio.Task[None] | None = None  # arq's hook `after_job_end`
         self.has_slot = False
         self.is_settled = False
-        self.is_stopped = False
+        self.is_stopped = False  # by RQ's command, whatever it makes of it
+        self.is_aborted = False  # by arq's, unless it ends otherwise
         self.is_lost = False
         self.is_given_back = False
         self.is_killed = False

@@ -278,6 +278,11 @@ class AsyncWorker(RegisteredWorker):
         """Claimed jobs that are not settled yet, or whose last hook has not ended, by execution id."""
         return self.executor.running
 
+    @property
+    def is_claiming(self) -> bool:
+        """Whether a claim's answer is on its way."""
+        return self._claimer is not None and self._claimer.is_claiming
+
     def wake(self) -> None:
         """A slot is free, a job is settled, or a shutdown was asked for."""
         if self._claimer is not None:
@@ -331,6 +336,10 @@ class AsyncWorker(RegisteredWorker):
     def report_lost(self, execution_id: str) -> None:
         """From the heartbeat's thread: somebody took a running job away; its task is cancelled, unrecorded."""
         self._loop.call_soon_threadsafe(self.executor.lose, execution_id)
+
+    def report_aborted(self, execution_id: str) -> None:
+        """From the heartbeat's thread: a running job bears the mark of arq's abort."""
+        self._loop.call_soon_threadsafe(self.executor.abort, execution_id)
 
     async def until_redis_answers(self, act: Callable[[], Awaitable[Any]]) -> Any:
         """Do `act`, again and again with a growing pause while Redis is away."""

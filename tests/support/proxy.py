@@ -1,4 +1,4 @@
-"""A TCP proxy (to a Unix socket or a port) that delays, resets, swallows, or cuts a connection at a word."""
+"""A TCP proxy (to a Unix socket or a port) that delays, resets, swallows, holds, or cuts a connection at a word."""
 
 import asyncio
 import socket
@@ -23,6 +23,8 @@ class Proxy:
         self.cut_at: bytes | None = None  # the next connection whose client sends this is cut, once
         self.cuts_after = False  # whether the server still gets the piece
         self.answers_to_lose = 0  # so many answers are dropped, and their connections cut
+        self.held_word: bytes | None = None  # answers with this word wait for `let_go`
+        self._may_go = asyncio.Event()
         self.port = 0
 
     def __enter__(self) -> Self:
@@ -51,6 +53,10 @@ class Proxy:
     def pass_on(self) -> None:
         """The end of a partition: what was swallowed arrives late."""
         self._loop.call_soon_threadsafe(self._is_open.set)
+
+    def let_go(self) -> None:
+        """Answers that were held arrive."""
+        self._loop.call_soon_threadsafe(self._may_go.set)
 
     def _reset(self) -> None:
         for client in self._connections:
@@ -99,9 +105,7 @@ class Proxy:
         """One direction, until either end closes."""
         try:
             while piece := await source.read(_PIECE_BYTES):
-                if self.latency_seconds:
-                    await asyncio.sleep(self.latency_seconds)
-                await self._is_open.wait()
+                await self._wait_for_leave(piece, is_clients=is_clients)
                 if not is_clients and self.answers_to_lose:
                     self.answers_to_lose -= 1
                     return
@@ -115,6 +119,13 @@ class Proxy:
                     return
         except OSError:
             return
+
+    async def _wait_for_leave(self, piece: bytes, *, is_clients: bool) -> None:
+        if self.latency_seconds:
+            await asyncio.sleep(self.latency_seconds)
+        await self._is_open.wait()
+        if not is_clients and self.held_word is not None and self.held_word in piece:
+            await self._may_go.wait()
 
 
 def _abort(writer: asyncio.StreamWriter) -> None:
