@@ -15,14 +15,24 @@ local made, seen = {}, {}
 local LINE = '^' .. string.rep('(%S+) ', 9) .. '(.*)$'
 local over = {finished = true, failed = true, stopped = true, canceled = true}
 
+-- A job that came too late makes way, as in arq, where its key is gone by then; not one that somebody has in hand:
+-- found neither in the list nor among the deferred, it may be starting now, and its id must not run twice.
+local function has_expired(id, status, expires_at, origin)
+    if not expires_at or not (status == 'queued' or status == 'scheduled') then return false end
+    if (tonumber(expires_at) or now) >= now then return false end
+    return redis.call('ZREM', prefix .. ':scheduled:' .. origin, id) == 1
+        or redis.call('LREM', prefix .. ':queue:' .. origin, 1, id) == 1
+end
+
 local function is_taken(id, queue, replace)
     if not is_record(id) then
         -- not without need: after a DEL a Redis that is full takes the job as well
         if redis.call('EXISTS', job_key(id)) == 1 then redis.call('DEL', job_key(id)) end
         return false
     end
-    local status = redis.call('HGET', job_key(id), 'status')
-    if status and replace and over[status] then
+    local status, expires_at, origin = unpack(redis.call('HMGET', job_key(id), 'status', 'expires_at', 'origin'))
+    local makes_way = status and replace and over[status]
+    if makes_way or has_expired(id, status, expires_at, origin or queue) then
         redis.call('DEL', job_key(id), prefix .. ':results:' .. id)
         for _, registry in ipairs({'finished', 'failed', 'canceled'}) do
             redis.call('ZREM', prefix .. ':' .. registry .. ':' .. queue, id)

@@ -32,6 +32,7 @@ from app.jobs.coalescing import Coalescer
 from app.jobs.cron import next_cron
 from app.jobs.serializers import ArqSerializer, choose_serializer, may_unpickle
 from app.jobs.values import display_zone, displayed
+from tests.jobs.conftest import RunWorker
 
 
 def commands(client: redis.Redis, name: str) -> int:
@@ -249,3 +250,26 @@ async def test_the_old_spelling_warns(pool: ArqRedis) -> None:
         with pytest.raises(RuntimeError):
             await Job("nobody", pool).result(pole_delay=1)
     assert [each.category for each in caught] == [DeprecationWarning]
+
+
+@pytest.mark.parametrize("place", ["queue", "scheduled"])
+async def test_a_job_that_came_too_late_gives_its_id_to_another(
+    pool: ArqRedis, sync_redis: redis.Redis, place: str, run_worker: RunWorker
+) -> None:
+    delay = 60 if place == "scheduled" else None
+    assert await pool.enqueue_job("multiply", 1, 1, _job_id="twice", _expires=100, _defer_by=delay)
+    assert await pool.enqueue_job("multiply", 2, 3, _job_id="twice") is None, "it may still start in time"
+    sync_redis.hset("rq:job:twice", "expires_at", "1.000")
+    job = await pool.enqueue_job("multiply", 2, 3, _job_id="twice")
+    assert job is not None
+    assert sync_redis.lrange("rq:queue:q", 0, -1) == [b"twice"]
+    assert sync_redis.zcard("rq:scheduled:q") == 0
+    async with run_worker():
+        assert await job.result(10) == 6
+
+
+async def test_but_not_while_somebody_has_it_in_hand(pool: ArqRedis, sync_redis: redis.Redis) -> None:
+    assert await pool.enqueue_job("multiply", 1, 1, _job_id="held", _expires=100)
+    sync_redis.hset("rq:job:held", "expires_at", "1.000")
+    sync_redis.lpop("rq:queue:q")  # as a stock worker does before it says that it has started
+    assert await pool.enqueue_job("multiply", 2, 3, _job_id="held") is None
