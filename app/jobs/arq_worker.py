@@ -11,7 +11,6 @@ from signal import Signals
 from typing import Any
 
 import anyio
-import uvloop
 from rq.serializers import Serializer
 
 from app.jobs.arq_attributes import Attributes
@@ -26,6 +25,7 @@ from app.jobs.serializers import ArqSerializer, DictDeserializer, DictSerializer
 from app.jobs.settings import RedisSettings, settings_of
 from app.jobs.signals import HeldSignals
 from app.jobs.values import JobResult
+from app.jobs.waiting import lasting_loop
 from app.jobs.worker import AsyncWorker
 
 logger = logging.getLogger("arq.worker")
@@ -151,11 +151,9 @@ class Worker(Attributes):
         )
 
     def run(self) -> None:
-        """Work in a loop of its own until told to stop, then close."""
-        with (
-            contextlib.suppress(asyncio.CancelledError),  # a signal: fine
-            asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
-        ):
+        """Work until told to stop, then close; in the loop that is set, or one that stays set, as in arq."""
+        runner = asyncio.Runner(loop_factory=lasting_loop)  # never closed: a pool of the caller's may live there
+        with contextlib.suppress(asyncio.CancelledError):  # a signal: fine
             runner.run(self._run_and_close())
 
     async def _run_and_close(self) -> None:

@@ -3,11 +3,12 @@
 import asyncio
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
 import pytest
+import uvloop
 
 from app.jobs import (
     ArqRedis,
@@ -20,6 +21,7 @@ from app.jobs import (
     Worker,
     create_pool,
     func,
+    run_worker,
 )
 from tests.jobs import functions
 
@@ -311,3 +313,40 @@ async def test_a_worker_that_handles_signals_is_closed_once_its_jobs_have_ended(
     assert running.cancelled()
     assert is_shut_down.is_set()
     assert await job.result(1) == "ended"
+
+
+@pytest.fixture
+def no_loop() -> Iterator[None]:
+    """No event loop is set; what the test sets is closed."""
+    asyncio.set_event_loop(None)
+    yield
+    asyncio.get_event_loop().close()
+    asyncio.set_event_loop(None)
+
+
+@pytest.mark.usefixtures("no_loop")
+def test_a_worker_runs_in_the_loop_where_its_pool_was_used(redis_url: str) -> None:
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    pool = loop.run_until_complete(create_pool(RedisSettings.from_dsn(redis_url)))
+    loop.run_until_complete(pool.enqueue_job("nothing"))
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    async def start_up(ctx: dict[str, Any]) -> None:
+        loops.append(asyncio.get_running_loop())
+
+    worker = Worker([func(nothing, name="nothing")], redis_pool=pool, burst=True, on_startup=start_up)
+    worker.run()
+    assert worker.jobs_complete == 1
+    assert loops == [loop]
+
+
+@pytest.mark.usefixtures("no_loop")
+def test_without_a_loop_a_worker_sets_one_of_uvloops_that_may_be_used_again(redis_url: str) -> None:
+    settings = {"functions": [nothing], "redis_settings": RedisSettings.from_dsn(redis_url), "burst": True}
+    run_worker(settings)
+    loop = asyncio.get_event_loop()
+    assert isinstance(loop, uvloop.Loop)
+    assert not loop.is_closed()
+    run_worker(settings)
+    assert asyncio.get_event_loop() is loop
