@@ -147,6 +147,7 @@ class Worker(Attributes):
             burst_waits_for_deferred=True,
             log_arqs_jobs=True,
             log_results=log_results,
+            cleanup_seconds=None,
             lease_seconds=lease_seconds,
         )
 
@@ -262,6 +263,8 @@ class Worker(Attributes):
         """End what `main` is at; None: running jobs may take as long as they need."""
         self._is_stopped = True
         if self._is_working:
+            if grace_seconds == 0 and self._engine.stop_event.is_set():
+                self._engine.executor.give_back_all()  # told again: as arq, it waits for no cleanup
             self._engine.shutdown_grace_seconds = grace_seconds
             self._engine.request_shutdown()
         elif self.main_task is not None:

@@ -284,9 +284,16 @@ class Executor:
         running.cancel()
 
     def give_back_all(self) -> None:
-        """Give every running job back, and end the hooks of those that have ended."""
+        """Give every running job back at once: what is at its cleanup is cancelled again."""
         for running in self._unended():
             self.give_back(running)
+        self.give_back_rest()
+
+    def give_back_rest(self) -> None:
+        """Give back the running jobs that were not told yet, and end the hooks of those that have ended."""
+        for running in self._unended():
+            if not running.is_given_back:
+                self.give_back(running)
         for running in self.running.values():
             if running.after is not None:
                 running.after.cancel()

@@ -81,6 +81,7 @@ class AsyncWorker(RegisteredWorker):
         max_body_bytes: int = MOST_BODY_BYTES,
         lease_seconds: float = 60.0,
         shutdown_grace_seconds: float | None = 25.0,
+        cleanup_seconds: float | None = 10.0,
         prepare_for_work: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -104,7 +105,7 @@ class AsyncWorker(RegisteredWorker):
         self.log_arqs_jobs, self.log_results = log_arqs_jobs, log_results
         self.burst_waits_for_deferred = burst_waits_for_deferred
         self.lease_seconds = lease_seconds
-        self.shutdown_grace_seconds = shutdown_grace_seconds
+        self.shutdown_grace_seconds, self.cleanup_seconds = shutdown_grace_seconds, cleanup_seconds
         self.ctx = {} if ctx is None else ctx
         self.jobs_complete = self.jobs_failed = self.jobs_retried = 0
         self.dequeue_strategy = DequeueStrategy.DEFAULT
@@ -132,7 +133,7 @@ class AsyncWorker(RegisteredWorker):
 
         Redis may be away at the start and at any time: jobs go on, and are settled once it is back. When
         `stop` is set nothing more is claimed, running jobs have `shutdown_grace_seconds`, and the rest is
-        given back to the front of its queue.
+        cancelled, has `cleanup_seconds` to end, and goes back to the front of its queue.
 
         Raises:
             whatever a hook of arq's raised: it ends the worker.
@@ -237,7 +238,8 @@ class AsyncWorker(RegisteredWorker):
                 await upkeep.tick()
             listens = asyncio.Event()
             services = [
-                group.create_task(each) for each in (listen(self, listens), upkeep.run(), self.settler.run())
+                group.create_task(each)
+                for each in (listen(self, listens), upkeep.run(), self.settler.run(), self._wake_at_stop())
             ]
             try:
                 # a stop command for the first job must be heard; a worker that may not subscribe works all the same
@@ -259,17 +261,25 @@ class AsyncWorker(RegisteredWorker):
             await cancel_all((claiming, stopped))
 
     async def _wind_down(self) -> None:
-        """Let running jobs finish within the grace, give the rest back, and settle them all."""
+        """Let running jobs finish within the grace, cancel the rest, let that clean up, and settle them all."""
         await asyncio.to_thread(self.note_shutdown)
-        await self._wait_until_idle(self.shutdown_grace_seconds)
+        executor = self.executor
+        if not self.stop_event.is_set():  # a burst or a limit is over, which is no reason to cut anything off
+            await self._wait_while(lambda: executor.active_count > 0 and not self.stop_event.is_set(), None)
+        await self._wait_while(lambda: executor.active_count > 0, self.shutdown_grace_seconds)
         if self.on_grace_over is not None:
             self.on_grace_over()
-        self.executor.give_back_all()
-        await self._wait_until_idle(_SETTLE_SECONDS)
+        executor.give_back_rest()
+        await self._wait_while(lambda: executor.active_count > 0, self.cleanup_seconds)
+        await self._wait_while(lambda: bool(executor.running), _SETTLE_SECONDS)
 
-    async def _wait_until_idle(self, seconds: float | None) -> None:
+    async def _wake_at_stop(self) -> None:
+        await self.stop_event.wait()
+        self.wake()
+
+    async def _wait_while(self, condition: Callable[[], bool], seconds: float | None) -> None:
         until = math.inf if seconds is None else time.monotonic() + seconds
-        while self.executor.running and time.monotonic() < until:
+        while condition() and time.monotonic() < until:
             self._idle.clear()
             await wait_at_most(self._idle, None if seconds is None else until - time.monotonic())
 

@@ -8,10 +8,11 @@ import pytest
 import redis
 from rq import Queue
 
-from app.jobs import ArqRedis, AsyncWorker, RedisSettings, Worker, create_pool
+from app.jobs import ArqRedis, AsyncWorker, RedisSettings, Worker, create_pool, func
 from tests.jobs import functions
 
 RunWorker = Callable[..., AbstractAsyncContextManager[AsyncWorker]]
+MakeWorker = Callable[..., Worker]
 Until = Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]
 PLAIN: dict[str, Any] = {"functions": None, "serializer": None}
 """An AsyncWorker as `rq worker` makes it: any function, pickle."""
@@ -107,3 +108,37 @@ def burst(redis_url: str) -> Callable[..., AsyncWorker]:
         return worker
 
     return run
+
+
+@pytest.fixture
+async def arq_pool(redis_url: str) -> AsyncIterator[ArqRedis]:
+    """As arq makes it: pickle, arq's queue."""
+    pool = await create_pool(RedisSettings.from_dsn(redis_url))
+    yield pool
+    await pool.aclose()
+
+
+@pytest.fixture
+async def make_worker(redis_url: str) -> AsyncIterator[MakeWorker]:
+    """Makes workers of functions by keyword; those that are still open are closed."""
+    made: list[Worker] = []
+
+    def make(functions: dict[str, Any], **options: Any) -> Worker:
+        named = [func(function, name=name) for name, function in functions.items()]
+        defaults = {"redis_settings": RedisSettings.from_dsn(redis_url), "handle_signals": False}
+        made.append(Worker(named, **(defaults | options)))
+        return made[-1]
+
+    yield make
+    for worker in made:
+        await worker.close()
+
+
+async def heard(event: asyncio.Event) -> None:
+    async with asyncio.timeout(20):
+        await event.wait()
+
+
+async def to_the_end(worker: Worker) -> None:
+    async with asyncio.timeout(20):
+        await worker.async_run()

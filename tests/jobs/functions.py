@@ -29,6 +29,10 @@ def whoami() -> str | None:
     return job.id if job else None
 
 
+async def nothing(ctx: dict[str, Any]) -> None:
+    pass
+
+
 async def multiply(ctx: dict[str, Any], left: int, right: int) -> int:
     assert ctx["job_try"] == 1
     return left * right

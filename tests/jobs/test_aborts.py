@@ -9,7 +9,7 @@ import pytest
 from app.jobs import ArqRedis, JobExecutionFailed, JobStatus
 from app.jobs.job import ABORT_FIELD
 from tests.jobs import functions
-from tests.jobs.conftest import RunWorker, Until
+from tests.jobs.conftest import RunWorker, Until, heard
 from tests.support.proxy import Proxy
 
 
@@ -28,11 +28,6 @@ async def fail_at_the_end(ctx: dict[str, Any]) -> None:
         await asyncio.Event().wait()
     finally:
         raise ValueError("cleanup failed")
-
-
-async def heard(event: asyncio.Event) -> None:
-    async with asyncio.timeout(20):
-        await event.wait()
 
 
 async def test_an_abort_while_nobody_listens_is_noticed_by_who_subscribes_again(
