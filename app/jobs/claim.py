@@ -8,11 +8,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from redis.exceptions import RedisError
 from rq.defaults import RQ_KEY_PREFIX
 from rq.queue import Queue
 from rq.registry import StartedJobRegistry
 from rq.suspension import WORKERS_SUSPENDED
-from rq.utils import now, utcformat
+from rq.utils import as_text, now, utcformat
 from rq.worker import DequeueStrategy
 
 from app.jobs.lua import CLAIM
@@ -112,6 +113,7 @@ class Claimer:
                 utcformat(now()),
                 share,
                 self._unanswered,
+                int(worker.executor.has_suspect),
                 *(running.get(queue.name, 0) for queue in queues),
             ],
         )
@@ -129,7 +131,11 @@ class Claimer:
 
     def _start(self, answer: list[Any], queues: list[Queue]) -> int:
         worker = self._worker
-        moment, lost, started, gone = answer
+        moment, lost, started, gone, broken = answer
+        for _, job_id, why in broken:
+            logger.warning("job %r cannot be started, and is back in its queue: %s", job_id, as_text(why))
+        if broken and not started:
+            raise RedisError("no job could be started")  # to be asked again after a pause
         for job_id in lost:
             logger.warning("job %r cannot be read; it is dropped", job_id)
         if not started:

@@ -48,6 +48,11 @@ class Executor:
         """Jobs that have ended, which Redis does not know yet."""
         return len(self.running) - self.active_count
 
+    @property
+    def has_suspect(self) -> bool:
+        """Whether a job is in work that may have ended two workers."""
+        return any(b"crashes" in each.raw and (each.whole(b"crashes") or 0) > 1 for each in self.running.values())
+
     def start(self, running: Running) -> None:
         """Run a claimed job as a task, unless it is not to run after all."""
         worker = self._worker
@@ -103,7 +108,7 @@ class Executor:
 
     def fail(self, running: Running, error: BaseException) -> None:
         """Have a job recorded as failed that does not run here."""
-        running.is_refused = True  # nothing that it asked for is to happen
+        running.is_refused = True
         self.running[running.id] = running
         self._put(running, Errored(error))
 
@@ -182,7 +187,7 @@ class Executor:
         worker = self._worker
         if worker.log_arqs_jobs and running.is_arqs:
             log_end(running, ending, worker.redis_time(), with_results=worker.log_results)
-        elif isinstance(ending, Errored) and not running.needs_rq(ending):
+        elif isinstance(ending, Errored) and (running.is_refused or not running.needs_rq(ending)):
             self._log(running, ending)
 
     def _log(self, running: Running, ending: Errored) -> None:

@@ -15,12 +15,17 @@ local function wip_key(queue) return prefix .. ':wip:' .. queue end
 local function parts(member) return string.match(member, '^(.*):([^:]*)$') end
 local function forget_execution(id, execution)
     redis.call('DEL', prefix .. ':execution:' .. id .. ':' .. execution)
-    redis.call('ZREM', prefix .. ':executions:' .. id, execution)
+    redis.pcall('ZREM', prefix .. ':executions:' .. id, execution)  -- it may be of another type
 end
 local function run_again(id, queue)
     redis.call('HSET', job_key(id), 'status', 'queued', 'worker_name', '')
     redis.call('LPUSH', prefix .. ':queue:' .. queue, id)
 end
+local function run_in(id, queue, seconds)
+    redis.call('HSET', job_key(id), 'status', 'scheduled', 'worker_name', '')
+    redis.call('ZADD', prefix .. ':scheduled:' .. queue, now + seconds, id)
+end
+local function reason(err) return type(err) == 'table' and err.err or tostring(err) end
 """
 
 CLAIM = (
@@ -28,17 +33,31 @@ CLAIM = (
     + """
 -- KEYS rq:suspended, worker, its executions; then pairs: queue, its wip registry
 -- ARGV prefix, most jobs, lease (s), worker name, time as RQ writes it, share ('order' or 'fair'),
---      how the execution ids of this claim begin, for each queue how many of its jobs run here
+--      how the execution ids of this claim begin, whether a suspect runs here (1), for each queue how many of its
+--      jobs run here
 -- As rq.worker: prepare_execution and prepare_job_execution. Fair: the queue with the fewest running is next.
+-- A suspect was in work when two workers were lost; the third would be its last. A worker runs one at a time, and
+-- delays the others, so that the innocent do not go down with the one that is not.
 -- Answer: time, ids of what cannot be read, {queue's number, job id, execution id, hash} for each job,
---      number of ids without a record: jobs that were deleted or have expired
+--      number of ids without a record: jobs that were deleted or have expired, {queue's number, id, why} for each
+--      that could not be started
 if redis.call('EXISTS', KEYS[1]) == 1 then return {'suspended'} end
 local most, lease, worker, moment = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], ARGV[5]
 local queues = (#KEYS - 3) / 2
-local started, lost, gone, members, wip = {}, {}, 0, {}, {}
+local started, lost, gone, members, wip, broken = {}, {}, 0, {}, {}, {}
+local has_suspect = ARGV[8] == '1'
+math.randomseed(tonumber(clock[2]))
 for number = 1, queues do wip[number] = {} end
 
-local function start(number, id)
+local function queue_key(number) return KEYS[2 + 2 * number] end
+local function is_suspect(hash)
+    for place = 1, #hash, 2 do
+        if hash[place] == 'crashes' then return (tonumber(hash[place + 1]) or 0) >= 2 end
+    end
+    return false
+end
+
+local function begin(number, id)
     local key = job_key(id)
     local hash = redis.pcall('HGETALL', key)
     if #hash == 0 and not hash.err then
@@ -48,6 +67,13 @@ local function start(number, id)
     if hash.err or not string.find(id, '^[%w_-]+$') then
         lost[#lost + 1] = id
         return
+    end
+    if is_suspect(hash) then
+        if has_suspect then
+            run_in(id, string.sub(queue_key(number), #prefix + 8), 1 + math.random())
+            return
+        end
+        has_suspect = true
     end
     local execution = string.format('%s%08x', ARGV[7], #started)
     local member = id .. ':' .. execution
@@ -67,11 +93,17 @@ local function start(number, id)
     started[#started + 1] = {number, id, execution, hash}
 end
 
-local function queue_key(number) return KEYS[2 + 2 * number] end
+
+-- one that cannot be started is no reason to lose the others, which have left their queues as well
+local function start(number, id)
+    local is_done, err = pcall(begin, number, id)
+    if not is_done then broken[#broken + 1] = {number, id, reason(err)} end
+end
+
 if ARGV[6] == 'fair' then
     local running, empty = {}, {}
-    for number = 1, queues do running[number] = tonumber(ARGV[7 + number]) end
-    while #started < most do
+    for number = 1, queues do running[number] = tonumber(ARGV[8 + number]) end
+    while #started + #broken < most do
         local next_one = nil
         for number = 1, queues do
             if not empty[number] and (not next_one or running[number] < running[next_one]) then
@@ -89,14 +121,15 @@ if ARGV[6] == 'fair' then
     end
 else
     for number = 1, queues do
-        while #started < most do
-            local ids = redis.call('LPOP', queue_key(number), most - #started)
+        while #started + #broken < most do
+            local ids = redis.call('LPOP', queue_key(number), most - #started - #broken)
             if not ids or #ids == 0 then break end
             for _, id in ipairs(ids) do start(number, id) end
         end
     end
 end
-if #started > 0 then
+
+local function register()
     for number = 1, queues do
         if #wip[number] > 0 then redis.call('ZADD', KEYS[3 + 2 * number], unpack(wip[number])) end
     end
@@ -104,7 +137,20 @@ if #started > 0 then
     redis.call('EXPIRE', KEYS[3], lease + 60)
     redis.call('HSET', KEYS[2], 'state', 'busy')
 end
-return {tostring(now), lost, started, gone}
+
+if #started > 0 then
+    local is_done, err = pcall(register)
+    if not is_done then
+        for _, each in ipairs(started) do broken[#broken + 1] = {each[1], each[2], reason(err)} end
+        started = {}
+    end
+end
+for _, each in ipairs(broken) do
+    redis.pcall('HSET', job_key(each[2]), 'status', 'queued')
+    redis.pcall('DEL', prefix .. ':executions:' .. each[2])  -- of another type, perhaps
+    redis.call('RPUSH', queue_key(each[1]), each[2])
+end
+return {tostring(now), lost, started, gone, broken}
 """
 )
 
@@ -113,19 +159,24 @@ SETTLE = (
     + """
 -- KEYS worker, its executions.  ARGV prefix; then for each job
 --      one line of: kind, id, execution id, start and end (unix s), end as RQ writes it, tries, delay (s), result
---      type, ttl of the job, ttl of its results ('-' none), numbers of result fields and job fields, queue;
---      then those fields
+--      type, ttl of the job, ttl of its results ('-' none), 1 to settle in spite of dependents, numbers of result
+--      fields and job fields, queue; then those fields
 -- kinds: finished, failed, stopped; again (after a delay), back (to the front: nothing happened)
 -- As rq.worker: handle_job_success, handle_job_failure; again and back are arq's.
--- Answer: {number, 'late'} where another run has the job by now, {number, 'rq'} where only RQ's own code can settle
+-- Answer: {number, 'late'} where another run has the job by now, {number, 'rq'} where only RQ's own code can
+--      settle, {number, 'broken', why} where it could not be written
 local answer, gone, totals, seconds = {}, {}, {finished = 0, failed = 0}, 0
-local LINE = '^' .. string.rep('(%S+) ', 13) .. '(.*)$'
+local LINE = '^' .. string.rep('(%S+) ', 14) .. '(.*)$'
 
 local function write_result(job, fields)
     local key = prefix .. ':results:' .. job.id
-    redis.call('XADD', key, 'MAXLEN', '~', 10, '*', 'type', job.type,
+    local entry = {'XADD', key, 'MAXLEN', '~', 10, '*', 'type', job.type,
         'worker_name', string.sub(KEYS[1], #prefix + 9), 'execution_id', job.execution,
-        'execution_started_at', job.started, 'execution_ended_at', job.ended, unpack(fields))
+        'execution_started_at', job.started, 'execution_ended_at', job.ended, unpack(fields)}
+    if type(redis.pcall(unpack(entry))) == 'table' then  -- an error: somebody has put something else there
+        redis.call('DEL', key)
+        redis.call(unpack(entry))
+    end
     if job.results_ttl == '-1' then
         redis.call('PERSIST', key)
     elseif job.results_ttl ~= '-' then
@@ -150,11 +201,10 @@ local function register(registry, job, forever)
 end
 
 local function run_later(job, fields)
-    redis.call('HSET', job_key(job.id), 'job_try', job.tries, 'number_of_retries', job.tries, 'worker_name', '',
-        unpack(fields))
+    if #fields > 0 then redis.call('HSET', job_key(job.id), unpack(fields)) end
+    redis.call('HSET', job_key(job.id), 'job_try', job.tries, 'number_of_retries', job.tries)
     if tonumber(job.delay) > 0 then
-        redis.call('HSET', job_key(job.id), 'status', 'scheduled')
-        redis.call('ZADD', prefix .. ':scheduled:' .. job.queue, now + tonumber(job.delay), job.id)
+        run_in(job.id, job.queue, tonumber(job.delay))
     else
         run_again(job.id, job.queue)
     end
@@ -164,7 +214,7 @@ local function settle(number, job, result_fields, job_fields)
     local id, kind, key = job.id, job.kind, job_key(job.id)
     local member = id .. ':' .. job.execution
     local over = kind == 'finished' or kind == 'failed' or kind == 'stopped'
-    if over and redis.call('EXISTS', key .. ':dependents') == 1 then
+    if over and job.alone ~= '1' and redis.call('EXISTS', key .. ':dependents') == 1 then
         answer[#answer + 1] = {number, 'rq'}
         return
     end
@@ -194,7 +244,19 @@ local function settle(number, job, result_fields, job_fields)
             register(prefix .. ':failed:' .. job.queue, job, -1)
         end
     end
+    job.is_placed = true
     if kind == 'again' or job.ttl ~= '0' then write_result(job, result_fields) end
+end
+
+-- one that cannot be written must not keep the others from being written; it fails, if it is nowhere yet
+local function try_to_settle(number, job, result_fields, job_fields)
+    local is_done, err = pcall(settle, number, job, result_fields, job_fields)
+    if is_done then return end
+    answer[#answer + 1] = {number, 'broken', reason(err)}
+    if job.is_placed then return end
+    redis.pcall('HSET', job_key(job.id), 'status', 'failed', 'ended_at', job.moment)
+    redis.pcall('EXPIRE', job_key(job.id), 31536000)
+    redis.pcall('ZADD', prefix .. ':failed:' .. job.queue, now + 31536000, job.id)
 end
 
 local function slice(first, count)
@@ -208,9 +270,9 @@ while at <= #ARGV do
     local job = {}
     local results, fields
     job.kind, job.id, job.execution, job.started, job.ended, job.moment, job.tries, job.delay, job.type, job.ttl,
-        job.results_ttl, results, fields, job.queue = string.match(ARGV[at], LINE)
+        job.results_ttl, job.alone, results, fields, job.queue = string.match(ARGV[at], LINE)
     results, fields = tonumber(results), tonumber(fields)
-    settle(number, job, slice(at + 1, results), slice(at + 1 + 2 * results, fields))
+    try_to_settle(number, job, slice(at + 1, results), slice(at + 1 + 2 * results, fields))
     at, number = at + 1 + 2 * (results + fields), number + 1
 end
 if #gone > 0 then redis.call('SREM', KEYS[2], unpack(gone)) end

@@ -112,7 +112,17 @@ class LazyJob(RQJob):
             b"last_heartbeat": moment,
             b"worker_name": running.worker_name.encode(),
         }
+        if running.is_refused:
+            self._sealed = running.raw.get(b"data", b"")
+            now_so[b"data"] = b""
         self.restore({**running.raw, **now_so})
+
+    def to_dict(self, include_meta: bool = True, include_result: bool = True) -> dict[str, Any]:  # noqa: FBT001, FBT002
+        """RQ's, and what a refused job calls stays packed: it may be a bomb, and does not run."""
+        fields: dict[str, Any] = super().to_dict(include_meta, include_result)
+        if "_sealed" in vars(self):
+            fields["data"] = self._sealed
+        return fields
 
 
 class Running(Execution):
@@ -156,7 +166,8 @@ class Running(Execution):
         self.is_lost = False
         self.is_given_back = False
         self.is_killed = False
-        self.is_refused = False
+        self.is_refused = False  # nothing that it asks for is to happen
+        self.is_beyond_rq = False  # RQ's code cannot settle it
 
     def cancel(self) -> None:
         """Cancel the task, if it has begun and not ended."""
@@ -170,19 +181,22 @@ class Running(Execution):
         except ValueError:
             return None
 
-    def ttl_of(self, name: str) -> int | None:
+    def ttl_of(self, name: str) -> float | None:
         """`result_ttl` or `failure_ttl` (s), which the function may have changed in its job."""
         job = self._job
         if isinstance(job, LazyJob) and job.is_read:
-            changed: int | None = getattr(job, name)
-            return changed
+            changed = getattr(job, name)
+            if changed is None or isinstance(changed, int | float):
+                return changed
         return self.whole(name.encode())
 
     def needs_rq(self, ending: Ending) -> bool:
         """Whether the job uses what only RQ's own (blocking) code settles."""
-        if isinstance(ending, GivenBack | AskedAgain) or self.is_refused:
+        if isinstance(ending, GivenBack | AskedAgain) or self.is_beyond_rq:
             return False
         raw = self.raw
+        if self.is_refused:
+            return bool(raw.get(b"rate_limit_key"))
         if any(map(raw.get, _RQS_BUSINESS)):
             return True
         if isinstance(ending, Succeeded):

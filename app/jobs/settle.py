@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import pickle
 import zlib
 from base64 import b64encode
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from rq.defaults import DEFAULT_FAILURE_TTL, RQ_KEY_PREFIX, UNSERIALIZABLE_RETURN_VALUE_PAYLOAD
 from rq.results import Result
+from rq.utils import as_text
 
 from app.jobs.arq_log import ref_of
 from app.jobs.ids import from_rq_id
@@ -40,6 +42,8 @@ _TYPES = {
     AskedAgain: Result.Type.RETRIED.value,
     GivenBack: Result.Type.RETRIED.value,
 }
+_FOR_AGES = 10**11
+"""Seconds; Redis refuses to keep a key for much longer."""
 _OURS = frozenset({"status", "ended_at", "last_heartbeat"})
 """Fields of the job's hash that the script writes itself."""
 
@@ -107,7 +111,7 @@ class Settler:
         worker = self._worker
         arguments: list[Any] = [RQ_KEY_PREFIX]
         for each in batch:
-            arguments += self._record(each)
+            arguments += self._record_or_failure(each)
         attempts = 0
 
         async def settle() -> list[list[Any]]:
@@ -117,15 +121,28 @@ class Settler:
             return answer
 
         settled, late = list(batch), set()
-        for number, verdict in await worker.until_redis_answers(settle):
+        for number, verdict, *why in await worker.until_redis_answers(settle):
             settlement = batch[number - 1]
             if verdict == b"rq":
                 settled.remove(settlement)
                 self._by_rq.put(settlement)
+            elif verdict == b"broken":
+                logger.error("job %s: its ending cannot be written: %s", settlement.running.job_id, as_text(why[0]))
             elif attempts == 1:  # else it may be our own first attempt that wrote it
                 late.add(settlement.running.id)
                 logger.warning("job %s ended, but another run has it by now", settlement.running.job_id)
         return settled, late
+
+    def _record_or_failure(self, settlement: Settlement) -> list[Any]:
+        """A job that a function has spoilt, with a value that Redis cannot hold, fails; the others are written."""
+        try:
+            return self._record(settlement)
+        except Exception as exc:  # noqa: BLE001 - whatever RQ's code raises on such values
+            running = settlement.running
+            logger.warning("job %s cannot be written as its function left it: %s", running.job_id, exc)
+            running.is_refused = True
+            settlement.ending = Errored(exc)
+            return self._record(settlement)
 
     def _record(self, settlement: Settlement) -> list[Any]:
         running, ending, ended = settlement.running, settlement.ending, settlement.ended
@@ -140,8 +157,8 @@ class Settler:
         line = (
             f"{_KINDS[kind]} {running.job_id} {running.id} {running.started!r} {ended!r} {moment} {tries} "
             f"{(isinstance(ending, AskedAgain) and ending.delay_seconds) or 0} {result_type} {ttl} "
-            f"{'-' if stream_ttl is None else stream_ttl} {len(result_fields) // 2} {len(job_fields) // 2} "
-            f"{running.queue_name}"
+            f"{'-' if stream_ttl is None else stream_ttl} {int(running.is_beyond_rq)} {len(result_fields) // 2} "
+            f"{len(job_fields) // 2} {running.queue_name}"
         )
         return [line, *result_fields, *job_fields]
 
@@ -189,11 +206,13 @@ class Settler:
 
     def _job_fields(self, running: Running) -> list[Any]:
         """What the function may have changed in its job, which RQ saves too."""
+        fields: list[Any] = ["crashes", 0] if b"crashes" in running.raw else []
         job = running.job
-        if not job.is_read:  # type: ignore[attr-defined]  # a LazyJob
-            return []
-        fields: list[Any] = []
+        if running.is_refused or not job.is_read:  # type: ignore[attr-defined]  # a LazyJob
+            return fields
         for name, value in job.to_dict(include_meta=False, include_result=False).items():
+            if not isinstance(value, bytes | str | int | float):
+                raise TypeError(f"{name} is {value!r}")
             if name not in _OURS:
                 fields += (name, value)
         return fields
@@ -203,10 +222,16 @@ class Settler:
         own = self._worker.executor.keep_seconds(running)
         if isinstance(ending, Succeeded):
             stored = own if own is not None else running.ttl_of("result_ttl")
-            ttl = self._worker.default_result_ttl if stored is None else stored
+            ttl = _whole_seconds(self._worker.default_result_ttl if stored is None else stored)
             return ttl, ttl
         stored = own if own is not None else running.ttl_of("failure_ttl")
-        return (DEFAULT_FAILURE_TTL if stored is None else stored), stored
+        if stored is None:
+            return DEFAULT_FAILURE_TTL, None
+        return (ttl := _whole_seconds(stored)), ttl
+
+
+def _whole_seconds(seconds: float) -> int:
+    return math.ceil(max(-_FOR_AGES, min(_FOR_AGES, seconds)))
 
 
 def _dumps(settlement: Settlement, value: Any) -> bytes:

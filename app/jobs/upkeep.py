@@ -102,11 +102,14 @@ class Upkeep:
     async def _take_back(self, queue: Queue) -> None:
         registry = StartedJobRegistry.key_template.format(queue.name)
         while True:  # so many a call: a worker may have run a thousand
-            back, poison = await self._take_back_script([registry], [RQ_KEY_PREFIX, queue.name, _MOST_CRASHES])
+            arguments: list[Any] = [RQ_KEY_PREFIX, queue.name, _MOST_CRASHES]
+            back, poison, broken = await self._take_back_script([registry], arguments)
+            for member, why in broken:
+                logger.warning("job %r of a lost worker cannot be taken back: %s", member, as_text(why))
             if not back and not poison:
                 return
             for job_id in back:
-                logger.warning("job %r: its worker is lost; it runs again", job_id)
+                logger.warning("job %r: its worker is lost; it runs again soon", job_id)
             for member in poison:
                 await self._bury(queue, as_text(member))
 

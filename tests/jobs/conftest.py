@@ -39,6 +39,14 @@ async def run_all(redis_url: str, *functions: Any, **options: Any) -> Worker:
     return worker
 
 
+def lose_worker(queue: Queue, *job_ids: str, crashes: int = 0) -> None:
+    """Leave waiting jobs as a worker leaves them that was killed, longer than a lease ago."""
+    for job_id in job_ids:
+        queue.connection.lrem(queue.key, 1, job_id)
+        queue.connection.hset(f"rq:job:{job_id}", mapping={"status": "started", "crashes": crashes})
+        queue.connection.zadd(f"rq:wip:{queue.name}", {f"{job_id}:{'a' * 32}": 1})
+
+
 @pytest.fixture
 async def pool(redis_url: str) -> AsyncIterator[ArqRedis]:
     pool = await create_pool(RedisSettings.from_dsn(redis_url), default_queue_name="q", serializer="json")

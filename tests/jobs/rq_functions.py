@@ -264,3 +264,50 @@ async def kill_horse() -> None:
 
 def count(key: str) -> None:
     connection().hincrby(key, current().id, 1)
+
+
+async def kill_worker_with_others(mates: int) -> None:
+    """Kills its worker once so many run beside it, or one has ended."""
+    client, queue = connection(), current().origin
+    while client.zcard(f"rq:wip:{queue}") <= mates and not client.zcard(f"rq:finished:{queue}"):
+        await asyncio.sleep(0.01)
+    kill_worker()
+
+
+async def take_a_second() -> None:
+    await asyncio.sleep(1)
+
+
+def count_call(job: Job, connection: Redis, *_rest: object) -> None:
+    connection.incr(f"test:calls:{job.id}")
+
+
+def exit_callback(*_args: object) -> None:
+    sys.exit(3)
+
+
+def break_handler(job: Job, *_error: object) -> bool:
+    raise RuntimeError("the handler is broken")
+
+
+def spoil_result_ttl(value: Any) -> None:
+    current().result_ttl = value
+
+
+async def arq_retry_after_a_look(ctx: dict[str, Any]) -> None:
+    assert current().description
+    raise Retry(defer=60)
+
+
+def tell_and_succeed() -> None:
+    tell_and_wait_in_thread()
+
+
+def tell_and_fail() -> None:
+    tell_and_wait_in_thread()
+    fail()
+
+
+def tell_and_ask_again() -> RQRetry:
+    tell_and_wait_in_thread()
+    return RQRetry(max=3, interval=60)

@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 import redis
-from rq import Queue
+from rq import Queue, Repeat
 from rq import Retry as RQRetry
-from rq.job import Job
+from rq.job import Job, JobStatus
 from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
 
 from app.embedded import EmbeddedRedis
 from app.jobs import ArqRedis, JobRequest, RedisSettings, connect_lazily
 from tests.jobs import rq_functions as f
-from tests.jobs.conftest import PLAIN, RunWorker, Until
+from tests.jobs.conftest import PLAIN, RunWorker, Until, lose_worker
 from tests.jobs.redis_snapshot import assert_no_run_is_recorded, place_of
 
 Burst = Callable[..., Awaitable[int]]
@@ -123,6 +123,79 @@ async def test_a_job_that_kills_each_worker_fails_at_last(
     assert "3 workers were lost" in (result.exc_string or "")
     assert queue.connection.zcard("rq:wip:q") == 0
     assert list(queue.connection.scan_iter("rq:execution*")) == []
+
+
+async def test_one_job_that_kills_its_workers_takes_no_other_down_with_it(
+    queue: Queue, redis_url: str, until: Until
+) -> None:
+    """Nine others are in work each time; they come back apart, and those suspected as much as it one at a time."""
+    client = queue.connection
+    queue.enqueue(f.kill_worker_with_others, 2, job_id="killer")
+    others = [queue.enqueue(f.take_a_second) for _ in range(9)]
+
+    def all_ended() -> bool:
+        return client.zcard("rq:finished:q") + client.zcard("rq:failed:q") == 10
+
+    async with asyncio.timeout(60):
+        while not all_ended():
+            async with worker_process(redis_url) as process:
+                await until(lambda: _reply(process.returncode is not None or all_ended()))
+    assert place_of(client, "killer") == ["failed", "failed"]
+    assert {job.get_status() for job in others} == {JobStatus.FINISHED}
+
+
+async def test_a_worker_runs_one_suspect_at_a_time(queue: Queue, run_worker: RunWorker, until: Until) -> None:
+    client = queue.connection
+    for job_id in ("one", "two", "three"):
+        queue.enqueue(f.tell_and_wait_in_thread, job_id=job_id)
+        client.hset(f"rq:job:{job_id}", "crashes", 2)
+    async with run_worker(**PLAIN) as worker:
+        for done in range(3):
+            other = queue.enqueue(f.nothing)
+            await until(lambda n=done: _reply(client.llen("test:started") > n))  # type: ignore[misc]
+            await until(lambda: _reply(other.is_finished))  # noqa: B023 - called before the next turn
+            assert sum(b"crashes" in each.raw for each in worker.running.values()) == 1
+            client.rpush("test:go", "go")
+        await until(lambda: _reply(client.zcard("rq:finished:q") == 6))
+
+
+async def test_a_job_that_got_through_is_no_suspect_any_more(
+    queue: Queue, run_worker: RunWorker, until: Until
+) -> None:
+    options: dict[str, dict[str, Any]] = {
+        "finished": {},
+        "failed": {"result_ttl": 7},
+        "repeated": {"repeat": Repeat(times=3, interval=60)},
+    }
+    for job_id, each in options.items():
+        queue.enqueue(f.fail if job_id == "failed" else f.nothing, job_id=job_id, **each)
+        queue.connection.hset(f"rq:job:{job_id}", "crashes", 1)
+    async with run_worker(**PLAIN) as worker:
+        await until(lambda: _reply(not queue.count and not worker.running))
+    for job_id in options:
+        assert queue.connection.hget(f"rq:job:{job_id}", "crashes") in {None, b"0"}
+
+
+async def test_a_delayed_retry_that_was_cut_off_between_rqs_two_writes_runs_again(
+    queue: Queue, run_worker: RunWorker, until: Until
+) -> None:
+    """Its status says scheduled, and only the lease of its run knows of it."""
+    job = queue.enqueue(f.nothing, job_id="one")
+    lose_worker(queue, "one")
+    queue.connection.hset("rq:job:one", "status", "scheduled")
+    async with run_worker(**PLAIN, lease_seconds=1):
+        await until(lambda: _reply(job.is_finished))
+
+
+async def test_a_record_with_odd_fields_is_taken_back_as_any_other(
+    queue: Queue, run_worker: RunWorker, until: Until
+) -> None:
+    jobs = [queue.enqueue(f.nothing, job_id=job_id) for job_id in ("odd", "other")]
+    lose_worker(queue, "odd", "other")
+    queue.connection.hset("rq:job:odd", mapping={"crashes": "x", "job_try": "y"})
+    queue.connection.set("rq:executions:odd", "no registry")
+    async with run_worker(**PLAIN, lease_seconds=1):
+        await until(lambda: _reply(all(job.is_finished for job in jobs)))
 
 
 async def test_a_stock_clean_up_fails_a_killed_workers_job_as_abandoned(

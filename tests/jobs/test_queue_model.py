@@ -52,6 +52,31 @@ class Model:
         self.jobs[job_id].status = "queued"
         self.line.insert(0, job_id)
 
+    def run_later(self, job_id: str) -> None:
+        self.jobs[job_id].status = "scheduled"
+        self.scheduled.add(job_id)
+
+    def claim(self, most: int) -> tuple[list[str], list[str], int]:
+        """What is to be started, suspects beyond the first, which wait, and how many ids are passed over."""
+        start: list[str] = []
+        wait: list[str] = []
+        gone = 0
+        while self.line and len(start) < most:
+            job_id = self.line.pop(0)
+            job = self.jobs.get(job_id)
+            if job is None:
+                gone += 1
+            elif job.crashes >= MOST_CRASHES - 1 and self.has_suspect:
+                wait.append(job_id)
+            else:
+                job.status = "started"
+                start.append(job_id)
+        return start, wait, gone
+
+    @property
+    def has_suspect(self) -> bool:
+        return any(job.status == "started" and job.crashes >= MOST_CRASHES - 1 for job in self.jobs.values())
+
 
 class Queue(RuleBasedStateMachine):
     """Every rule does one thing with the real Redis and with the model."""
@@ -93,24 +118,30 @@ class Queue(RuleBasedStateMachine):
         self.claims += 1
         keys = ["rq:suspended", WORKER, EXECUTIONS, f"rq:queue:{QUEUE}", WIP]
         start = f"{self.claims:024x}"
-        _, lost, started, gone = self.scripts["claim"](keys, ["rq", most, LEASE, "w", "now", "order", start, 0])
-        assert lost == []
-        expected: list[str] = []
-        passed_over = 0
-        while self.model.line and len(expected) < most:
-            free = most - len(expected)
-            taken, self.model.line = self.model.line[:free], self.model.line[free:]
-            expected += [each for each in taken if each in self.model.jobs]
-            passed_over += sum(each not in self.model.jobs for each in taken)
+        arguments = ["rq", most, LEASE, "w", "now", "order", start, int(self.model.has_suspect), 0]
+        _, lost, started, gone, broken = self.scripts["claim"](keys, arguments)
+        assert (lost, broken) == ([], [])
+        expected, delayed, passed_over = self.model.claim(most)
         assert gone == passed_over
         assert [job_id.decode() for _, job_id, _, _ in started] == expected
+        for job_id in delayed:
+            self.is_delayed(job_id, 1, 2)
         for _, job_id, execution, flat in started:
             raw = dict(zip(flat[::2], flat[1::2], strict=True))
             job = self.model.jobs[job_id.decode()]
             assert int(raw.get(b"job_try", 0)) == job.tries
             assert (ABORT_FIELD.encode() in raw) == job.is_aborted
-            job.status, job.execution = "started", execution.decode()
+            job.execution = execution.decode()
             self.executions.append((job_id.decode(), job.execution))
+
+    def is_delayed(self, job_id: str, least: float, most: float) -> None:
+        """By seconds, which are then made to last: here nothing becomes due by itself."""
+        self.model.run_later(job_id)
+        score = self.client.zscore(f"rq:scheduled:{QUEUE}", job_id)
+        assert isinstance(score, float)
+        seconds, micros = self.client.time()
+        assert least - 1 <= score - seconds - micros / 1e6 <= most
+        self.client.zadd(f"rq:scheduled:{QUEUE}", {job_id: seconds + 500})
 
     @precondition(lambda self: self.executions)
     @rule(data=st.data(), kind=st.sampled_from(["finished", "failed", "stopped", "again", "later", "back"]))
@@ -122,7 +153,7 @@ class Queue(RuleBasedStateMachine):
         tries = job.tries + (kind != "back")
         delay = 500 if kind == "later" else 0
         word = "again" if kind == "later" else kind
-        line = f"{word} {job_id} {execution} 1 2 now {tries} {delay} 1 99 99 0 0 {QUEUE}"
+        line = f"{word} {job_id} {execution} 1 2 now {tries} {delay} 1 99 99 0 0 0 {QUEUE}"
         answer = self.scripts["settle"]([WORKER, EXECUTIONS], ["rq", line])
         assert answer == ([] if is_mine else [[1, b"late"]])
         if not is_mine:
@@ -130,8 +161,7 @@ class Queue(RuleBasedStateMachine):
         if kind in {"again", "later", "back"}:
             job.tries = tries
         if kind == "later":
-            job.status = "scheduled"
-            self.model.scheduled.add(job_id)
+            self.model.run_later(job_id)
         elif kind in {"again", "back"}:
             self.model.run_again(job_id)
         else:
@@ -156,14 +186,15 @@ class Queue(RuleBasedStateMachine):
         job = self.model.jobs[job_id]
         member = f"{job_id}:{job.execution}"
         self.client.zadd(WIP, {member: 1}, xx=True)
-        back, poison = self.scripts["take_back"]([WIP], ["rq", QUEUE, MOST_CRASHES])
+        back, poison, broken = self.scripts["take_back"]([WIP], ["rq", QUEUE, MOST_CRASHES])
+        assert broken == []
         job.crashes += 1
         if job.crashes >= MOST_CRASHES:
             assert (back, poison) == ([], [member.encode()])
         else:
             assert (back, poison) == ([job_id.encode()], [])
             job.tries += 1
-            self.model.run_again(job_id)
+            self.is_delayed(job_id, 0, job.crashes)
 
     @precondition(lambda self: self.executions)
     @rule()
@@ -188,8 +219,11 @@ class Queue(RuleBasedStateMachine):
         assert moved == 1
         self.model.scheduled.remove(job_id)
         assert (soonest == b"") == (not self.model.scheduled)
-        self.model.jobs[job_id].status = "queued"
-        self.model.line.append(job_id)
+        if self.model.jobs[job_id].crashes:
+            self.model.run_again(job_id)
+        else:
+            self.model.jobs[job_id].status = "queued"
+            self.model.line.append(job_id)
 
     @rule(job_id=IDS)
     def abort(self, job_id: str) -> None:
