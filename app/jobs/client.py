@@ -173,6 +173,9 @@ class ArqRedis(aioredis.Redis):
         """
         packed = [self._pack(request) for request in requests]
         made = await self._enqueue(packed)
+        for each in made:
+            if isinstance(each, Exception):
+                raise each
         return [self._job(each) if is_new else None for each, is_new in zip(packed, made, strict=True)]
 
     async def withdraw_jobs(self, job_ids: Sequence[str]) -> int:
@@ -230,8 +233,8 @@ class ArqRedis(aioredis.Redis):
     def _job(self, packed: PackedJob) -> Job:
         return Job(packed.job_id, self, packed.queue_name, self.serializer)
 
-    async def _enqueue(self, jobs: Sequence[PackedJob]) -> list[bool]:
-        """One round trip; whether each was new."""
+    async def _enqueue(self, jobs: Sequence[PackedJob]) -> list[bool | Exception]:
+        """One round trip; whether each was new, or why it could not be enqueued while others could."""
         if not jobs:
             return []
         async with self.within_budget(len(jobs)):
@@ -239,11 +242,17 @@ class ArqRedis(aioredis.Redis):
                 made = await self._enqueue_script([Queue.redis_queues_keys], _arguments(jobs))
             else:
                 made = await self._enqueue_many(jobs)
-        return [bool(is_made) or job.is_new_id for job, is_made in zip(jobs, made, strict=True)]
+            errors = [each for each in made if isinstance(each, Exception)]
+            if len(errors) == len(made):  # Redis' fault, most likely: the budget is to see it
+                raise errors[0]
+        return [
+            each if isinstance(each, Exception) else bool(each) or job.is_new_id
+            for job, each in zip(jobs, made, strict=True)
+        ]
 
-    async def _enqueue_many(self, jobs: Sequence[PackedJob]) -> list[int]:
+    async def _enqueue_many(self, jobs: Sequence[PackedJob]) -> list[int | Exception]:
         parts = [jobs[start : start + _MOST_A_SCRIPT] for start in range(0, len(jobs), _MOST_A_SCRIPT)]
-        made: list[int] = []
+        made: list[int | Exception] = []
         while parts:
             pipeline = self.pipeline(transaction=False)
             for part in parts:

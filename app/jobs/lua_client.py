@@ -10,7 +10,8 @@ ENQUEUE = (
 --      it, timeout, result_ttl, failure_ttl (s, '-' none), number of its first try, 1 to replace one that is over,
 --      queue
 -- As rq.scripts.UNIQUE_ENQUEUE_SCRIPT and UNIQUE_SCHEDULE_SCRIPT; empty fields, which RQ reads as missing, are
--- left out, and expires_at, job_try, due_at are ours. Answer: 1 for each job, 0 where its id is taken
+-- left out, and expires_at, job_try, due_at are ours. Answer: 1 for each job, 0 where its id is taken, an error where
+-- it cannot be placed
 local made, seen = {}, {}
 local LINE = '^' .. string.rep('(%S+) ', 9) .. '(.*)$'
 local over = {finished = true, failed = true, stopped = true, canceled = true}
@@ -42,6 +43,19 @@ local function is_taken(id, queue, replace)
     return true
 end
 
+local function place(id, queue, due, life)
+    if life then redis.call('EXPIRE', job_key(id), math.min(life, 1e11)) end
+    if due <= now then
+        redis.call('RPUSH', prefix .. ':queue:' .. queue, id)
+    else
+        redis.call('ZADD', prefix .. ':scheduled:' .. queue, string.format('%.6f', due), id)
+    end
+    if not seen[queue] then
+        seen[queue] = true
+        redis.call('SADD', KEYS[1], prefix .. ':queue:' .. queue)
+    end
+end
+
 local function enqueue(line, data, description)
     local id, when, expires, moment, timeout, result_ttl, failure_ttl, tries, replace, queue =
         string.match(line, LINE)
@@ -64,22 +78,17 @@ local function enqueue(line, data, description)
     add('result_ttl', result_ttl)
     add('failure_ttl', failure_ttl)
     add('job_try', tries > 1 and tries - 1 or '-')
-    if expires ~= '-' then add('expires_at', string.format('%.3f', math.max(due, now) + tonumber(expires))) end
-    redis.call('HSET', job_key(id), unpack(fields))
+    local life = nil
     if expires ~= '-' then
+        add('expires_at', string.format('%.3f', math.max(due, now) + tonumber(expires)))
         -- a day later, should no worker of ours be there to say that it has expired
-        redis.call('EXPIRE', job_key(id), math.ceil(math.max(0, due - now) + tonumber(expires)) + 86400)
+        life = math.ceil(math.max(0, due - now) + tonumber(expires)) + 86400
     end
-    if is_due then
-        redis.call('RPUSH', prefix .. ':queue:' .. queue, id)
-    else
-        redis.call('ZADD', prefix .. ':scheduled:' .. queue, string.format('%.6f', due), id)
-    end
-    if not seen[queue] then
-        seen[queue] = true
-        redis.call('SADD', KEYS[1], prefix .. ':queue:' .. queue)
-    end
-    return 1
+    redis.call('HSET', job_key(id), unpack(fields))
+    local is_done, err = pcall(place, id, queue, due, life)
+    if is_done then return 1 end
+    redis.call('DEL', job_key(id))
+    return {err = reason(err)}
 end
 
 for at = 2, #ARGV, 3 do made[#made + 1] = enqueue(ARGV[at], ARGV[at + 1], ARGV[at + 2]) end

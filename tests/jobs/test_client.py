@@ -89,6 +89,26 @@ async def test_a_failed_sending_fails_all_that_were_in_it() -> None:
     assert [str(each) for each in answers] == ["away"] * 3
 
 
+@pytest.mark.parametrize("options", [{"_expires": 1e17}, {"_defer_by": 1e17}, {"_expires": float("inf")}])
+async def test_a_job_may_last_for_ages(pool: ArqRedis, sync_redis: redis.Redis, options: dict[str, Any]) -> None:
+    jobs = [pool.enqueue_job("f", _job_id=each, **(options if each == "b" else {})) for each in "abc"]
+    assert all(await asyncio.gather(*jobs))
+    assert sync_redis.llen("rq:queue:q") + sync_redis.zcard("rq:scheduled:q") == 3
+    assert sync_redis.ttl("rq:job:b") > 10**10
+
+
+async def test_a_job_that_has_no_place_fails_its_own_call_alone(pool: ArqRedis, sync_redis: redis.Redis) -> None:
+    sync_redis.set("rq:queue:bad", "of another type")
+    calls = [pool.enqueue_job("f", _job_id=each, _queue_name=each) for each in ("q", "bad", "other")]
+    first, bad, other = await asyncio.gather(*calls, return_exceptions=True)
+    assert isinstance(bad, redis.ResponseError)
+    assert not isinstance(first, BaseException | None)
+    assert not isinstance(other, BaseException | None)
+    assert not sync_redis.exists("rq:job:bad")
+    with pytest.raises(redis.ResponseError):
+        await pool.enqueue_jobs([JobRequest("f"), JobRequest("f", queue_name="bad")])
+
+
 async def test_rq_reads_a_record_as_it_would_its_own(pool: ArqRedis, sync_redis: redis.Redis) -> None:
     job = await pool.enqueue_job("pkg.mod.f", 1, "two", _job_id="x", three=[3])
     assert job is not None
