@@ -4,6 +4,7 @@ import asyncio
 import logging
 import random
 import time
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -92,10 +93,7 @@ class Claimer:
     async def _claim(self, most: int) -> int:
         """Start up to `most` jobs; how many left their queues (those that cannot be read, or are gone, too)."""
         worker = self._worker
-        if self._unanswered:
-            back = await self._disown_script([worker.executions_key], [RQ_KEY_PREFIX, self._unanswered])
-            logger.warning("Worker %s: a claim's answer was lost; %d jobs were put back", worker.name, back)
-            self._unanswered = ""
+        await self._disown()
         queues = self._in_order()
         keys = [WORKERS_SUSPENDED, worker.key, worker.executions_key]
         for queue in queues:
@@ -128,6 +126,21 @@ class Claimer:
         taken = self._start(answer, queues)
         worker.executor.early_stops.clear()
         return taken
+
+    async def _disown(self) -> None:
+        """Put back what a claim started whose answer was lost."""
+        if not self._unanswered:
+            return
+        worker = self._worker
+        back = await self._disown_script([worker.executions_key], [RQ_KEY_PREFIX, self._unanswered])
+        logger.warning("Worker %s: a claim's answer was lost; %d jobs were put back", worker.name, back)
+        self._unanswered = ""
+
+    async def disown_last(self, seconds: float) -> None:
+        """After a shutdown cut a claim off: what it may have started is put back, if Redis answers in time."""
+        with suppress(RedisError, OSError, TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._disown()
 
     def _start(self, answer: list[Any], queues: list[Queue]) -> int:
         worker = self._worker

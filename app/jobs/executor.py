@@ -63,7 +63,7 @@ class Executor:
         except JobRefused as exc:
             running.is_refused = True
             ending = Errored(exc)
-        except Exception as exc:  # noqa: BLE001 - whatever is wrong with a job fails that job
+        except (Exception, SystemExit) as exc:  # noqa: BLE001 - whatever is wrong with a job, or its module, fails it
             ending = Errored(exc)
         if ending is not None:
             self._put(running, ending)
@@ -88,7 +88,7 @@ class Executor:
         is_aborted = bool(running.raw.get(ABORT_FIELD.encode())) and self._worker.allow_abort_jobs
         try:
             running.call = call = self._worker.reader.read(running)
-        except Exception:
+        except (Exception, SystemExit):
             if not is_aborted:
                 raise
             return Stopped()

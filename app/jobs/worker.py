@@ -245,6 +245,7 @@ class AsyncWorker(RegisteredWorker):
                 # a stop command for the first job must be heard; a worker that may not subscribe works all the same
                 await wait_at_most(listens, _SUBSCRIBE_SECONDS)
                 await self._claim(group.create_task(self._claimer.run()))
+                await self._claimer.disown_last(_LAST_CLAIM_SECONDS)
                 await self._wind_down()
             finally:
                 self.executor.give_back_all()

@@ -25,6 +25,7 @@ class Proxy:
         self.answers_to_lose = 0  # so many answers are dropped, and their connections cut
         self.held_word: bytes | None = None  # answers with this word wait for `let_go`
         self._may_go = asyncio.Event()
+        self.answer_to_swallow: bytes | None = None  # the next one that has this in it gets no further
         self.port = 0
 
     def __enter__(self) -> Self:
@@ -109,6 +110,8 @@ class Proxy:
                 if not is_clients and self.answers_to_lose:
                     self.answers_to_lose -= 1
                     return
+                if not is_clients and self._swallows(piece):
+                    continue
                 is_cut = is_clients and self.cut_at is not None and self.cut_at in piece
                 if is_cut:
                     self.cut_at = None
@@ -126,6 +129,12 @@ class Proxy:
         await self._is_open.wait()
         if not is_clients and self.held_word is not None and self.held_word in piece:
             await self._may_go.wait()
+
+    def _swallows(self, answer: bytes) -> bool:
+        if self.answer_to_swallow is None or self.answer_to_swallow not in answer:
+            return False
+        self.answer_to_swallow = None
+        return True
 
 
 def _abort(writer: asyncio.StreamWriter) -> None:
