@@ -10,12 +10,13 @@ from typing import Any
 
 from rq.exceptions import DeserializationError as RQDeserializationError
 from rq.queue import Queue
-from rq.timeouts import JobTimeoutException, TimerDeathPenalty
+from rq.timeouts import JobTimeoutException
 
 from app.jobs.cron import CronJob
 from app.jobs.functions import Function
 from app.jobs.running import Running
 from app.jobs.serializers import unpacked
+from app.jobs.threads import Threads
 from app.jobs.trampoline import TRAMPOLINE, function_name, import_by_name
 from app.jobs.values import DeserializationError, JobExecutionFailed
 
@@ -23,7 +24,6 @@ JobFunction = Callable[..., Any]
 Functions = Sequence[Function | JobFunction] | Mapping[str, Function | CronJob]
 
 MOST_BODY_BYTES = 16 * 1024 * 1024
-_THREAD_GRACE_SECONDS = 0.5
 
 
 class JobTimedOut(JobTimeoutException):
@@ -31,6 +31,10 @@ class JobTimedOut(JobTimeoutException):
 
     def __init__(self, seconds: float) -> None:
         Exception.__init__(self, f"Task exceeded maximum timeout value ({seconds:g} seconds)")
+
+
+class _TimedOutInThread(JobTimeoutException):
+    """Raised where the function was, which may catch it as RQ's."""
 
 
 class JobRefused(JobExecutionFailed):
@@ -149,27 +153,36 @@ def _is_coroutine(function: JobFunction) -> bool:
     return inspect.iscoroutinefunction(function)
 
 
-async def perform(call: Call, args: Sequence[Any], timeout_seconds: float) -> Any:
+async def perform(call: Call, args: Sequence[Any], timeout_seconds: float, threads: Threads) -> Any:
     """Run a job's function and return its value.
 
     Raises:
         JobTimeoutException: it took longer than `timeout_seconds`.
         anything that the function raises.
     """
-    most = timeout_seconds if timeout_seconds > 0 else None
-    if most is not None and not call.is_coroutine:
-        most += _THREAD_GRACE_SECONDS  # its own timer is to say where the function was
-    limit = asyncio.timeout(most)
+    function = functools.partial(call.function, *args, **call.kwargs)
+    limit = asyncio.timeout(timeout_seconds if timeout_seconds > 0 else None)
+
+    def interruption() -> type[BaseException]:
+        return _timeout_in_thread(timeout_seconds) if limit.expired() else asyncio.CancelledError
+
     try:
         async with limit:
             if call.is_coroutine:
-                return await call.function(*args, **call.kwargs)
-            value = await asyncio.to_thread(_call_sync, call.function, args, call.kwargs, timeout_seconds)
+                return await function()
+            value = await threads.run_job(function, interruption)
             return await value if inspect.isawaitable(value) else value
-    except TimeoutError as exc:
+    except (TimeoutError, _TimedOutInThread) as exc:
         if not limit.expired():
             raise
         raise JobTimedOut(timeout_seconds) from exc
+
+
+def _timeout_in_thread(seconds: float) -> type[_TimedOutInThread]:
+    """A class, for that is all that can be raised in a thread."""
+    text = str(JobTimedOut(seconds))
+    initialize = functools.partialmethod(Exception.__init__, text)
+    return type("JobTimeoutException", (_TimedOutInThread,), {"__init__": initialize})
 
 
 def timeout_of(running: Running, call: Call, default_seconds: float) -> float:
@@ -180,14 +193,3 @@ def timeout_of(running: Running, call: Call, default_seconds: float) -> float:
             return call.limits.timeout_s
         return float(own) if own else default_seconds
     return float(own) if own else float(Queue.DEFAULT_TIMEOUT)
-
-
-def _call_sync(function: JobFunction, args: Sequence[Any], kwargs: dict[str, Any], timeout_seconds: float) -> Any:
-    if timeout_seconds <= 0:
-        return function(*args, **kwargs)
-    in_this_call: type[JobTimeoutException] = type("JobTimeoutException", (JobTimeoutException,), {})
-    try:
-        with TimerDeathPenalty(timeout_seconds, in_this_call):
-            return function(*args, **kwargs)
-    except in_this_call as exc:
-        raise JobTimedOut(timeout_seconds) from exc

@@ -121,7 +121,7 @@ class Executor:
         try:
             if call.is_arqs:
                 return await self._perform_arqs(running, call, timeout_seconds)
-            return await perform(call, call.args, timeout_seconds)
+            return await perform(call, call.args, timeout_seconds, self._worker.threads)
         except (SystemExit, KeyboardInterrupt) as exc:
             raise JobExited(f"the job raised {exc!r}") from exc
 
@@ -132,7 +132,7 @@ class Executor:
         if worker.log_arqs_jobs:
             log_start(running, worker.redis_time())
         try:
-            return await perform(call, (ctx, *call.args), timeout_seconds)
+            return await perform(call, (ctx, *call.args), timeout_seconds, worker.threads)
         except JobTimeoutException as exc:
             raise TimeoutError(str(exc)) from exc  # arq's
         finally:

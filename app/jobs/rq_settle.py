@@ -48,7 +48,7 @@ class RQSettler:
         settling = _OneSettlement(worker, settlement, self._stopping)
         try:
             async with self._slots:
-                await worker.until_redis_answers(partial(asyncio.to_thread, settling.settle))
+                await worker.until_redis_answers(partial(worker.threads.run, settling.settle))
         except Exception as exc:
             # a record that RQ cannot read: the script at least can say so, and does not ask for its dependents
             logger.exception("Worker %s: RQ's code could not settle job %s", worker.name, settlement.running.job_id)

@@ -71,7 +71,7 @@ class Upkeep:
     async def _run_rqs_maintenance(self) -> None:
         """RQ's own clean-ups, which raise on ids that are none; they must not end the worker."""
         try:
-            await asyncio.to_thread(self._worker.run_maintenance_tasks)
+            await self._worker.threads.run(self._worker.run_maintenance_tasks)
         except (RedisError, OSError):
             raise
         except Exception:

@@ -7,7 +7,7 @@ import random
 import signal
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 import anyio
@@ -31,6 +31,7 @@ from app.jobs.serializers import may_unpickle
 from app.jobs.settings import RedisSettings, async_pool, close_sentinels, settings_of, sync_client
 from app.jobs.settle import Settler
 from app.jobs.signals import ShutdownSignals
+from app.jobs.threads import Threads
 from app.jobs.upkeep import Upkeep
 from app.jobs.waiting import cancel_all, wait_at_most
 
@@ -39,6 +40,7 @@ _ANSWER_SECONDS = 10.0
 _SETTLE_SECONDS = 10.0
 """How long a shutdown waits for Redis to take the last endings; what it misses runs again after a lease."""
 _LAST_CLAIM_SECONDS = 1.0
+_NOTE_SECONDS = 1.0
 _SUBSCRIBE_SECONDS = 1.0
 
 Tick = Callable[[], Awaitable[float | None]]
@@ -148,8 +150,8 @@ class AsyncWorker(RegisteredWorker):
             if await self._register():
                 beats = HeartbeatThread(self, sync_client(self.redis_settings, socket_timeout=_ANSWER_SECONDS))
                 beats.start()
-                stack.push_async_callback(asyncio.to_thread, self.bury)
-                stack.push_async_callback(asyncio.to_thread, beats.stop)
+                stack.push_async_callback(self.threads.run, self.bury)
+                stack.push_async_callback(self.threads.run, beats.stop)
                 await self._work_until_cancelled(burst, job_limit, max_idle_seconds)
         finally:
             with anyio.CancelScope(shield=True):  # also when the caller's task group is being cancelled
@@ -159,6 +161,8 @@ class AsyncWorker(RegisteredWorker):
         return self.executor.started_count - before
 
     async def _open(self, stack: AsyncExitStack) -> None:
+        self.threads = Threads()
+        stack.callback(self.threads.close)
         self.redis = self._client(stack, _ANSWER_SECONDS)
         # blocking pops and subscriptions wait for longer than an answer may take
         self.blocking_redis = self._client(stack, None)
@@ -263,7 +267,9 @@ class AsyncWorker(RegisteredWorker):
 
     async def _wind_down(self) -> None:
         """Let running jobs finish within the grace, cancel the rest, let that clean up, and settle them all."""
-        await asyncio.to_thread(self.note_shutdown)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_NOTE_SECONDS):
+                await self.threads.run(self.note_shutdown)
         executor = self.executor
         if not self.stop_event.is_set():  # a burst or a limit is over, which is no reason to cut anything off
             await self._wait_while(lambda: executor.active_count > 0 and not self.stop_event.is_set(), None)
@@ -368,7 +374,7 @@ class AsyncWorker(RegisteredWorker):
 
     async def _register(self) -> bool:
         """Make this worker known; False if it was told to stop before Redis answered."""
-        registration = asyncio.ensure_future(self.until_redis_answers(lambda: asyncio.to_thread(self.introduce)))
+        registration = asyncio.ensure_future(self.until_redis_answers(lambda: self.threads.run(self.introduce)))
         stopped = asyncio.ensure_future(self.stop_event.wait())
         try:
             await asyncio.wait({registration, stopped}, return_when=asyncio.FIRST_COMPLETED)

@@ -13,6 +13,7 @@ from rq import Retry as RQRetry
 from rq import get_current_job
 from rq.command import send_kill_horse_command, send_stop_job_command
 from rq.job import Job
+from rq.timeouts import JobTimeoutException
 
 from app.jobs import Retry
 
@@ -163,6 +164,31 @@ def tell_and_wait_in_thread(channel: str = "test:started", go: str = "test:go") 
     connection().rpush(channel, f"{current().id} {os.getpid()}")
     connection().blpop([go], timeout=20)
     return "went"
+
+
+def take_steps(channel: str = "test:started") -> None:
+    """Says that it runs, and what ends it between two steps."""
+    connection().rpush(channel, current().id)
+    try:
+        for _ in range(3000):
+            time.sleep(0.01)
+    except BaseException as exc:
+        connection().rpush("test:notes", f"ended by {type(exc).__name__}")
+        raise
+
+
+def return_at_timeout() -> str:
+    try:
+        too_long()
+    except JobTimeoutException:
+        return "what there was by then"
+    return "never"
+
+
+def hang(channel: str = "test:started") -> None:
+    """Says that it runs, and cannot be interrupted."""
+    connection().rpush(channel, current().id)
+    time.sleep(600)
 
 
 def kill_worker() -> None:
