@@ -39,6 +39,7 @@ from app.jobs.values import (
 
 _WAIT_MS = 1000
 """XREAD blocks for so long at a time, so that a job that vanishes is noticed."""
+_MOST_TEXT_BYTES = 16 * 1024 * 1024
 ABORT_FIELD = "abort_requested"
 _SHOWN: dict[str, JobStatus] = {
     RQStatus.QUEUED: JobStatus.queued,
@@ -297,8 +298,11 @@ def failure_of(entry: Mapping[str, str]) -> BaseException:
     """The failure that a stream entry records, as far as RQ does: its traceback's last line."""
     if int(entry.get("type", 0)) == _STOPPED:
         return asyncio.CancelledError()
+    inflating = zlib.decompressobj()
     try:
-        text = zlib.decompress(base64.b64decode(entry["exc_string"])).decode() if entry.get("exc_string") else ""
+        text = inflating.decompress(base64.b64decode(entry.get("exc_string", "")), _MOST_TEXT_BYTES).decode()
+        if entry.get("exc_string") and not inflating.eof:
+            text = f"the job failed, and its traceback has more than {_MOST_TEXT_BYTES} bytes"
     except (ValueError, zlib.error):
         text = "the job failed, and its traceback cannot be read"
     lines = [line for line in text.strip().splitlines() if line.strip()]

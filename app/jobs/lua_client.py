@@ -10,8 +10,8 @@ ENQUEUE = (
 --      it, timeout, result_ttl, failure_ttl (s, '-' none), number of its first try, 1 to replace one that is over,
 --      queue
 -- As rq.scripts.UNIQUE_ENQUEUE_SCRIPT and UNIQUE_SCHEDULE_SCRIPT; empty fields, which RQ reads as missing, are
--- left out, and expires_at, job_try, due_at are ours. Answer: 1 for each job, 0 where its id is taken, an error where
--- it cannot be placed
+-- left out, and expires_at, job_try, due_at are ours. Answer: 1 for each job, 0 where its id is taken, an error
+-- where it cannot be placed
 local made, seen = {}, {}
 local LINE = '^' .. string.rep('(%S+) ', 9) .. '(.*)$'
 local over = {finished = true, failed = true, stopped = true, canceled = true}

@@ -1,9 +1,11 @@
 """What enqueueing promises its callers: shared round trips, a budget, and what a record looks like."""
 
 import asyncio
+import base64
 import json
 import socket
 import warnings
+import zlib
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -30,6 +32,7 @@ from app.jobs import (
 )
 from app.jobs.coalescing import Coalescer
 from app.jobs.cron import next_cron
+from app.jobs.job import failure_of
 from app.jobs.serializers import ArqSerializer, choose_serializer, may_unpickle
 from app.jobs.values import display_zone, displayed
 from tests.jobs.conftest import RunWorker
@@ -232,6 +235,20 @@ def test_retry_and_failures_look_as_arqs() -> None:
     assert Retry(1.5).defer_score == 1500
     assert Retry().defer_score is None
     assert JobExecutionFailed("x") == JobExecutionFailed("x") != JobExecutionFailed("y")
+
+
+@pytest.mark.parametrize(
+    ("packed", "expected"),
+    [
+        (zlib.compress(b"Traceback\nValueError: the end\n"), "ValueError: the end"),
+        (zlib.compress(bytes(17 * 1024 * 1024)), "the job failed, and its traceback has more than 16777216 bytes"),
+        (b"no zlib", "the job failed, and its traceback cannot be read"),
+        (b"", "the job failed without a traceback"),
+    ],
+)
+def test_a_failures_text_is_unpacked_as_far_as_it_is_reasonable(packed: bytes, expected: str) -> None:
+    entry = {"type": "2", "exc_string": base64.b64encode(packed).decode()}
+    assert failure_of(entry) == JobExecutionFailed(expected)
 
 
 def test_times_are_shown_in_the_zone_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -200,11 +200,14 @@ class Queue(RuleBasedStateMachine):
     @rule()
     def beat(self) -> None:
         """All that ever ran here claim to be running: only those that do are refreshed."""
-        arguments: list[object] = ["rq", LEASE, 400, "w", "now"]
+        arguments: list[object] = ["rq", LEASE, 400, "w", "now", ABORT_FIELD]
         for job_id, execution in self.executions:
             arguments += (QUEUE, job_id, execution, 1)
-        _, lost = self.scripts["beat"]([WORKER, EXECUTIONS], arguments)
+        _, lost, aborted = self.scripts["beat"]([WORKER, EXECUTIONS], arguments)
         here = {job.execution for job in self.model.jobs.values() if job.status == "started"}
+        assert {each.decode() for each in aborted} == {
+            job.execution for job in self.model.jobs.values() if job.status == "started" and job.is_aborted
+        }
         assert {each.decode() for each in lost} == {
             execution for job_id, execution in self.executions if job_id in self.model.jobs
         } - here
