@@ -36,6 +36,7 @@ LONG_STATEMENT_SECONDS = 3600.0
 _ASK_AGAIN_SECONDS = 0.5
 _ACQUIRE_SECONDS = 10
 _GOODBYE_SECONDS = 2.0
+_MOST_IDLE_SECONDS = 15.0
 
 logger = structlog.stdlib.get_logger(__name__)
 
@@ -58,12 +59,21 @@ async def _prepare_connection(conn: Any) -> None:
     await conn.set_type_codec("jsonb", encoder=json.dumps, decoder=json.loads, schema="pg_catalog")
 
 
-async def open_pool_patiently(url: str, *, max_size: int, application_name: str, patience_seconds: float) -> Pool:
+async def open_pool_patiently(
+    url: str,
+    *,
+    max_size: int,
+    application_name: str,
+    patience_seconds: float,
+    most_idle_seconds: float = _MOST_IDLE_SECONDS,
+) -> Pool:
     """As `open_pool`, but while Postgres is away it is asked again for so long."""
     until = anyio.current_time() + patience_seconds
     while True:
         try:
-            return await open_pool(url, max_size=max_size, application_name=application_name)
+            return await open_pool(
+                url, max_size=max_size, application_name=application_name, most_idle_seconds=most_idle_seconds
+            )
         except DatabaseUnavailable as exc:
             if anyio.current_time() >= until:
                 raise
@@ -71,8 +81,13 @@ async def open_pool_patiently(url: str, *, max_size: int, application_name: str,
         await anyio.sleep(_ASK_AGAIN_SECONDS)
 
 
-async def open_pool(url: str, *, max_size: int, application_name: str) -> Pool:
+async def open_pool(
+    url: str, *, max_size: int, application_name: str, most_idle_seconds: float = _MOST_IDLE_SECONDS
+) -> Pool:
     """A pool of at most `max_size` connections; jsonb comes and goes as Python values.
+
+    Postgres ends a transaction in which nothing is asked for `most_idle_seconds`: a frozen process that holds a
+    row lock must not block its rescuers for ever.
 
     Raises:
         DatabaseUnavailable: nobody answers at `url`.
@@ -88,9 +103,8 @@ async def open_pool(url: str, *, max_size: int, application_name: str) -> Pool:
             command_timeout=_MOST_SECONDS_A_STATEMENT,
             server_settings={
                 "application_name": application_name,
-                # a frozen process that holds a row lock must not block its rescuers for ever
-                "idle_in_transaction_session_timeout": "15s",
-                # nor one whose machine is gone, without a word over the wire
+                "idle_in_transaction_session_timeout": f"{max(1, round(most_idle_seconds * 1000))}ms",  # 0 is none
+                # a lock must not outlive one whose machine is gone, without a word over the wire
                 "tcp_keepalives_idle": "10",
                 "tcp_keepalives_interval": "5",
                 "tcp_keepalives_count": "3",

@@ -58,6 +58,7 @@ async def open_resources(
             max_size=settings.database_pool_size,
             application_name=f"sluice-{role}",
             patience_seconds=patience_seconds,
+            most_idle_seconds=settings.lease_seconds / 2,  # locks are gone before the lease is
         )
         stack.push_async_callback(close_pool, pool)
         redis = _redis(settings)
