@@ -11,7 +11,9 @@ import pytest_asyncio
 
 from app.errors import Unprocessable
 from app.extraction import Chunking, ExtractionLimits, Extractor
-from tests.extraction.bombs import BOMBS, pdf_of_a_million_pages, zip_of_many_parts
+from tests.extraction.bombs import BOMBS
+from tests.extraction.bombs.office import zip_of_many_parts
+from tests.extraction.bombs.pdf import pdf_of_a_million_pages
 from tests.extraction.conftest import CORPUS, children_of
 from tests.extraction.mutations import MUTATIONS
 

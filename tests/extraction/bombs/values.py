@@ -1,0 +1,5 @@
+from collections.abc import Callable, Mapping, Sequence
+
+Make = Callable[[], bytes]
+Bombs = Mapping[str, Sequence[Make]]
+"""By suffix."""
