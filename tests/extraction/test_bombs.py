@@ -1,6 +1,7 @@
 """Small files that are much to read: each ends in a code or in its text, and leaves no process behind."""
 
 import asyncio
+import io
 import random
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -8,12 +9,14 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from pypdf import PdfReader
 
 from app.errors import Unprocessable
 from app.extraction import Chunking, ExtractionLimits, Extractor
+from tests.extraction.__main__ import MOST_BEYOND_LIMIT_BYTES, MOST_GROWTH_BYTES, Run
 from tests.extraction.bombs import BOMBS
 from tests.extraction.bombs.office import zip_of_many_parts
-from tests.extraction.bombs.pdf import pdf_of_a_million_pages
+from tests.extraction.bombs.pdf import pdf_of_a_million_pages, pdf_with_a_bomb_for_an_object_stream
 from tests.extraction.conftest import CORPUS, children_of
 from tests.extraction.mutations import MUTATIONS
 
@@ -65,6 +68,20 @@ async def test_bombs_are_refused_before_they_are_read(extractor: Extractor, tmp_
         path = tmp_path / f"a.{suffix}"
         path.write_bytes(make())
         assert await end_of(extractor, path) == code
+
+
+async def test_an_object_stream_that_is_a_bomb_is_really_unpacked() -> None:
+    reader = PdfReader(io.BytesIO(pdf_with_a_bomb_for_an_object_stream(1000)))
+    assert reader.pages[0].extract_text() == "lamp"
+    assert {(0, number) for number in range(8, 1008)} <= set(reader.resolved_objects)
+
+
+async def test_a_run_over_the_corpus_fails_by_its_memory() -> None:
+    run = Run(LIMITS)
+    run.largest_child_bytes = LIMITS.memory_bytes + MOST_BEYOND_LIMIT_BYTES
+    assert run.out_of_bounds(grown_bytes=MOST_GROWTH_BYTES) == []
+    run.largest_child_bytes += 1
+    assert len(run.out_of_bounds(grown_bytes=MOST_GROWTH_BYTES + 1)) == 2
 
 
 async def test_tokens_are_bounded_before_they_are_paid(tmp_path: Path) -> None:

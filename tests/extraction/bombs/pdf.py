@@ -1,3 +1,4 @@
+import struct
 import zlib
 
 from tests.extraction.bombs.values import Bombs
@@ -87,14 +88,27 @@ def pdf_packed_many_times() -> bytes:
     return _pdf(_CATALOG, b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>", _page(b"4 0 R"), stream, _FONT)
 
 
-def pdf_with_a_bomb_for_an_object_stream() -> bytes:
-    count = 500_000
-    index = b" ".join(b"%d %d" % (10 + number, number * 3) for number in range(count))
-    body = index + b" " + b"[] " * count
-    entries = b"/Type /ObjStm /N %d /First %d" % (count, len(index) + 1)
-    return _pdf(
-        _CATALOG, b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>", _page(b"4 0 R"), _stream(body, entries), _FONT
+def pdf_with_a_bomb_for_an_object_stream(count: int = 500_000) -> bytes:
+    """Catalogue, pages and font stand in stream 6, behind so many others; only xref stream 7 says so."""
+    inside = {1: _CATALOG, 2: b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>", 3: _page(b"4 0 R"), 5: _FONT}
+    others = range(8, 8 + count)
+    index = b"".join(b"%d %d " % (number, 3 * (number - others.start)) for number in others)
+    body = b"[] " * len(others)
+    for number, each in inside.items():
+        index += b"%d %d " % (number, len(body))
+        body += each + b" "
+    entries = b"/Type /ObjStm /N %d /First %d" % (len(others) + len(inside), len(index))
+    document = b"%PDF-1.7\n"
+    places = dict.fromkeys(inside, (2, 6)) | {0: (0, 0)}  # type 2: in a stream, type 1: at an offset
+    for number, each in ((4, _stream(b"BT /F1 9 Tf (lamp) Tj ET")), (6, _stream(index + body, entries))):
+        places[number] = (1, len(document))
+        document += b"%d 0 obj\n%s\nendobj\n" % (number, each)
+    places[7] = (1, len(document))
+    table = b"".join(struct.pack(">BI", *places[number]) for number in range(8)) + struct.pack(">BI", 2, 6) * len(
+        others
     )
+    xref = _stream(table, b"/Type /XRef /Size %d /W [1 4 0] /Root 1 0 R" % others.stop)
+    return document + b"7 0 obj\n%s\nendobj\nstartxref\n%d\n%%%%EOF\n" % (xref, places[7][1])
 
 
 def pdf_nested_deeply() -> bytes:
