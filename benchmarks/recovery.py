@@ -2,8 +2,9 @@
 
     python -m benchmarks.recovery [--runs 5]
 
-The real service with its default lease (30 s) and sweep (5 s). A worker is ended while it waits for the provider's
-answer; another one is there. Medians and the worst of the runs.
+The real service with its default lease (30 s) and sweep (5 s). A worker is ended while it waits for the answer of a
+provider that stays silent; another one is there. The clock starts at the first signal. Medians and the worst of the
+runs.
 """
 
 import argparse
@@ -29,6 +30,13 @@ from tests.support.fake_openai import Held
 from tests.support.ports import free_port
 
 UPLOADS = 200
+GRACE_SECONDS = 25.0  # of app/worker.py: what is in hand at SIGTERM may finish for so long
+APART_SECONDS = 1.1  # within a second, two signals count as one
+ENDS = {
+    "SIGKILL": [signal.SIGKILL],
+    "SIGTERM twice, 1.1 s apart (gives back at the second)": [signal.SIGTERM, signal.SIGTERM],
+    "SIGTERM once (gives back at the end of its grace, 25 s)": [signal.SIGTERM],
+}
 
 
 class Bench:
@@ -62,27 +70,27 @@ class Bench:
         ingestion: str = answer.raise_for_status().json()["data"][0]["id"]
         return ingestion
 
-    def until(self, ingestion: str, state: str) -> float:
-        started = time.monotonic()
+    def until(self, ingestion: str, state: str) -> None:
         while self.http.get(f"/v1/ingestions/{ingestion}").json()["state"] != state:
             time.sleep(0.02)
-        return time.monotonic() - started
 
-    def seconds_to_recover(self, number: int, stop: signal.Signals) -> float:
-        """From the signal until the file that was in hand is searchable."""
+    def seconds_to_recover(self, text: str, signals: list[signal.Signals]) -> float:
+        """From the first signal until the file that was in hand is searchable."""
         victim = self.worker()
         self.provider.api.script(Held())
-        ingestion = self.upload(f"Text number {number} for {stop.name}.")
+        ingestion = self.upload(text)
         self.until(ingestion, "running")
         while not self.provider.api.requests:
             time.sleep(0.01)
         other = self.worker()
         time.sleep(3)  # until it is there
-        victim.send_signal(stop)
-        if stop is signal.SIGTERM:  # what it may finish it finishes; a second signal gives back at once
-            time.sleep(1.1)
-            victim.send_signal(stop)
-        seconds = self.until(ingestion, "completed")
+        started = time.monotonic()
+        victim.send_signal(signals[0])
+        for each in signals[1:]:
+            time.sleep(APART_SECONDS)
+            victim.send_signal(each)
+        self.until(ingestion, "completed")
+        seconds = time.monotonic() - started
         victim.wait()
         other.terminate()
         other.wait()
@@ -105,11 +113,13 @@ def main() -> None:
     table = Table("", "median", "worst")
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         bench = Bench(stack, Path(folder))
-        for stop in (signal.SIGTERM, signal.SIGKILL):
-            seconds = [bench.seconds_to_recover(number, stop) for number in range(runs)]
-            table.add_row(
-                f"{stop.name} until searchable, s", f"{statistics.median(seconds):.1f}", f"{max(seconds):.1f}"
-            )
+        for name, signals in ENDS.items():
+            seconds = [bench.seconds_to_recover(f"Text {number}: {name}", signals) for number in range(runs)]
+            table.add_row(f"{name}, s", f"{statistics.median(seconds):.1f}", f"{max(seconds):.1f}")
+        after = [each - GRACE_SECONDS for each in seconds]
+        table.add_row(
+            "the last, from the end of its grace, s", f"{statistics.median(after):.1f}", f"{max(after):.1f}"
+        )
         p99 = {"Redis alive": statistics.quantiles(bench.upload_milliseconds(), n=100)[98]}
         os.kill(bench.redis.pid, signal.SIGSTOP)
         p99["Redis frozen"] = statistics.quantiles(bench.upload_milliseconds(), n=100)[98]
@@ -119,7 +129,7 @@ def main() -> None:
         bench.redis.start()
         for name, figure in p99.items():
             table.add_row(f"upload answered 202, p99 of {UPLOADS}, {name}, ms", f"{figure:.0f}", "")
-    Console(width=100).print(table)
+    Console(width=120).print(table)
 
 
 if __name__ == "__main__":
