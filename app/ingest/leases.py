@@ -11,7 +11,6 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from uuid import UUID
 
 import anyio
 import structlog
@@ -26,7 +25,7 @@ _TICKS_A_LEASE = 30
 _END_SECONDS = 2.0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Lease:
     """A held claim; `is_lost` once somebody else may work on it."""
 
@@ -52,7 +51,7 @@ class LeaseKeeper:
         self._lease_seconds = lease_seconds
         self._dead_loop_seconds = lease_seconds * 2 / 3
         self._name = name
-        self._leases: dict[UUID, Lease] = {}
+        self._leases: set[Lease] = set()
         self._ticked_at = time.monotonic()
         self._ended = threading.Event()
 
@@ -60,13 +59,12 @@ class LeaseKeeper:
     def hold(self, held: Claim) -> Iterator[Lease]:
         """Keep a claim's lease alive while the block runs; the block is cancelled if the lease is lost."""
         lease = Lease(held)
-        self._leases[held.ingestion_id] = lease
+        self._leases.add(lease)
         try:
             with lease.scope:
                 yield lease
         finally:
-            if self._leases.get(held.ingestion_id) is lease:
-                del self._leases[held.ingestion_id]
+            self._leases.discard(lease)
 
     @asynccontextmanager
     async def keeping(self) -> AsyncIterator[None]:
@@ -127,13 +125,9 @@ class LeaseKeeper:
         Raises:
             DatabaseUnavailable: Postgres is away; nothing is cancelled on a guess.
         """
-        leases = list(self._leases.values())
+        leases = {(lease.held.ingestion_id, lease.held.fence): lease for lease in list(self._leases)}
         async with connection(pool) as conn:
-            ours = await extend_leases(
-                conn,
-                [(lease.held.ingestion_id, lease.held.fence) for lease in leases],
-                lease_seconds=self._lease_seconds,
-            )
-        for lease in leases:
-            if lease.held.ingestion_id not in ours:
+            ours = await extend_leases(conn, list(leases), lease_seconds=self._lease_seconds)
+        for claim, lease in leases.items():
+            if claim not in ours:
                 self._loop.call_soon_threadsafe(lease.lose)

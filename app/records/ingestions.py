@@ -215,8 +215,10 @@ async def claim_due(conn: Connection, *, limit: int, lease_seconds: float, worke
     return [_to_claim(row) for row in rows]
 
 
-async def extend_leases(conn: Connection, held: Sequence[tuple[UUID, int]], *, lease_seconds: float) -> set[UUID]:
-    """Extend the leases of (ingestion id, fence) pairs; the ids that are still ours. The others are lost.
+async def extend_leases(
+    conn: Connection, held: Sequence[tuple[UUID, int]], *, lease_seconds: float
+) -> set[tuple[UUID, int]]:
+    """Extend the leases of (ingestion id, fence) pairs; those that are still ours. The others are lost.
 
     A row that its own commit holds locked is left alone (no sweep takes a locked row), so one large write does
     not keep the beat from all others.
@@ -225,21 +227,21 @@ async def extend_leases(conn: Connection, held: Sequence[tuple[UUID, int]], *, l
         """
         WITH held AS (SELECT * FROM unnest($2::uuid[], $3::int[]) AS h (id, fence)),
         ours AS (
-            SELECT i.id FROM ingestions i JOIN held h ON h.id = i.id AND h.fence = i.fence WHERE i.state = 'running'
+            SELECT i.id, i.fence FROM ingestions i JOIN held h USING (id, fence) WHERE i.state = 'running'
         ),
         free AS (SELECT id FROM ingestions WHERE id IN (SELECT id FROM ours) FOR UPDATE SKIP LOCKED),
         extended AS (
             UPDATE ingestions i SET lease_until = now() + make_interval(secs => $1)
             FROM free, held h WHERE i.id = free.id AND i.id = h.id AND i.fence = h.fence AND i.state = 'running'
         )
-        SELECT id FROM ours
+        SELECT id, fence FROM ours
         """,
         lease_seconds,
         [ingestion_id for ingestion_id, _ in held],
         [fence for _, fence in held],
         timeout=max(1.0, lease_seconds / 6),  # a connection that has gone silent must not stop all beats
     )
-    return {row["id"] for row in rows}
+    return {(row["id"], row["fence"]) for row in rows}
 
 
 async def note_progress(

@@ -196,11 +196,11 @@ class Ingestions(RuleBasedStateMachine):
     @rule()
     def beat(self) -> None:
         ours = self.do(self._beat())
-        assert ours == {held.ingestion_id for held in self.held if self._is_valid(held)}
-        for ingestion in ours:
+        assert ours == {(held.ingestion_id, held.fence) for held in self.held if self._is_valid(held)}
+        for ingestion, _ in ours:
             self.model.ingestions[ingestion].is_expired = False
 
-    async def _beat(self) -> set[UUID]:
+    async def _beat(self) -> set[tuple[UUID, int]]:
         async with self.conn() as conn:
             held = [(each.ingestion_id, each.fence) for each in self.held]
             return await extend_leases(conn, held, lease_seconds=LEASE_SECONDS)

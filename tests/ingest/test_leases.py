@@ -13,7 +13,9 @@ from uuid import UUID
 import asyncpg
 
 from app.db import transaction
+from app.ingest.leases import LeaseKeeper
 from app.ingest.outcomes import Completed, Superseded
+from app.records.ingestions import claim, take_back_expired
 from app.records.store_files import detach_all
 from tests.ingest.conftest import Workbench
 from tests.support.fake_openai import FakeOpenAI, Held
@@ -121,3 +123,22 @@ async def until_extended(attempt: Attempt) -> float:
     left = await attempt.bench.sql("SELECT extract(epoch FROM $1 - clock_timestamp())::float8", before)
     assert isinstance(left, float)
     return left
+
+
+async def test_of_two_attempts_at_a_row_in_one_process_the_older_one_is_stopped(bench: Workbench) -> None:
+    ingestion = await bench.attach(await bench.file(), [await bench.store()])
+    async with transaction(bench.resources.pool) as conn:
+        older = await claim(conn, ingestion, lease_seconds=0.0, worker="the same")
+    async with transaction(bench.resources.pool) as conn:
+        await take_back_expired(conn, most_crashes=3)
+    await bench.sql("UPDATE ingestions SET next_run_at = now()")
+    async with transaction(bench.resources.pool) as conn:
+        newer = await claim(conn, ingestion, lease_seconds=30.0, worker="the same")
+    assert older is not None
+    assert newer is not None
+    keeper = LeaseKeeper(bench.resources.settings.database_url, lease_seconds=0.3, name="the same")
+    async with keeper.keeping():
+        with keeper.hold(older) as lost, keeper.hold(newer) as kept:
+            await asyncio.wait_for(asyncio.Event().wait(), 10)
+        assert lost.is_lost
+        assert not kept.is_lost
