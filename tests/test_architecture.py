@@ -83,6 +83,23 @@ def test_no_import_hides_inside_a_function(path: Path) -> None:
             assert not hidden, f"{path}:{hidden}"
 
 
+WALL_CLOCKS = {
+    ("datetime", "now"),
+    ("datetime", "utcnow"),
+    ("date", "today"),
+    ("time", "time"),
+    ("time", "time_ns"),
+}
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if part_of(path) in {"ingest", "records", "vector"}])
+def test_rows_and_blobs_are_judged_by_postgres_clock(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            is_clock = (node.value.id, node.attr) in WALL_CLOCKS
+            assert not is_clock, f"{path}:{node.lineno}: this machine's clock may be a day ahead; ask Postgres"
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(APP)))
 def test_files_and_functions_stay_small(path: Path) -> None:
     text = path.read_text()

@@ -75,14 +75,20 @@ async def maintain(processor: Processor, *, concurrency: int, stop: anyio.Event)
 
 
 async def _clean_up_until(resources: Resources, stop: anyio.Event) -> None:
-    """Clean up every minute, one run after another."""
+    """Clean up every minute, one run after another; a run that is cut off goes on in the next process."""
+    async with anyio.create_task_group() as group:
+        group.start_soon(_clean_up_forever, resources)
+        await stop.wait()
+        group.cancel_scope.cancel()
+
+
+async def _clean_up_forever(resources: Resources) -> None:
     next_look_at_blobs = anyio.current_time() + _BLOBS_SECONDS * random.random()  # noqa: S311 - spread
-    while not stop.is_set():
+    while True:
         with_blobs = anyio.current_time() >= next_look_at_blobs
         next_look_at_blobs += _BLOBS_SECONDS * with_blobs
         await clean_up(resources, with_blobs=with_blobs)
-        with anyio.move_on_after(_CLEANUP_SECONDS):
-            await stop.wait()
+        await anyio.sleep(_CLEANUP_SECONDS)
 
 
 async def sweep(resources: Resources, *, has_queue: bool, takes_back: bool = True) -> bool:

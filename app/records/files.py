@@ -135,16 +135,20 @@ async def lock_files(conn: Connection, file_ids: Sequence[UUID], *, owner_id: UU
             raise NotFound(f"No file found with id '{to_wire('file', file_id)}'.", code="not_found")
 
 
-async def lock_expired_files(conn: Connection, *, limit: int) -> list[UUID]:
-    """As `lock_files`, of those whose time has come; what a rival holds is left for the next time."""
+async def expired_files(conn: Connection, *, skip: Sequence[UUID], limit: int) -> list[UUID]:
+    """Those whose time has come, but for `skip`."""
     rows = await conn.fetch(
-        """
-        SELECT id FROM files WHERE expires_at < now()
-        ORDER BY expires_at LIMIT $1 FOR NO KEY UPDATE SKIP LOCKED
-        """,
-        limit,
+        "SELECT id FROM files WHERE expires_at < now() AND id <> ALL($1) ORDER BY expires_at LIMIT $2", skip, limit
     )
-    return sorted(row["id"] for row in rows)
+    return [row["id"] for row in rows]
+
+
+async def lock_expired_file(conn: Connection, file_id: UUID) -> bool:
+    """As `lock_files` for one whose time has come; False if a rival holds it, or has deleted it."""
+    found = await conn.fetchval(
+        "SELECT id FROM files WHERE id = $1 AND expires_at < now() FOR NO KEY UPDATE SKIP LOCKED", file_id
+    )
+    return found is not None
 
 
 async def list_files(

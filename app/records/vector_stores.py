@@ -169,9 +169,11 @@ _EXPIRED = """
 """
 
 
-async def expired_stores(conn: Connection, *, limit: int) -> list[UUID]:
-    """Those that nobody has used for as long as they asked for, and that no file is on its way to."""
-    rows = await conn.fetch(f"SELECT s.id FROM vector_stores s WHERE {_EXPIRED} ORDER BY s.id LIMIT $1", limit)
+async def expired_stores(conn: Connection, *, skip: Sequence[UUID], limit: int) -> list[UUID]:
+    """Those that nobody has used for as long as they asked for, and that no file is on its way to; not `skip`."""
+    rows = await conn.fetch(
+        f"SELECT s.id FROM vector_stores s WHERE {_EXPIRED} AND s.id <> ALL($1) ORDER BY s.id LIMIT $2", skip, limit
+    )
     return [row["id"] for row in rows]
 
 
