@@ -65,13 +65,22 @@ class Doorbell:
                 pipeline.set(_EPOCH_KEY, uuid4().hex, nx=True)
                 pipeline.get(_EPOCH_KEY)
                 pipeline.llen(_QUEUE_KEY)
-                *_, epoch, self.waiting = await pipeline.execute()
+                probe, _, epoch, waiting = await pipeline.execute(raise_on_error=False)
+                _raise_first(probe, waiting)
+                self.epoch = _epoch_of(epoch) or await self._new_epoch()
         except RedisError as exc:
             self._note(exc)
             return False
         self._note(None)
-        self.epoch = UUID(bytes.decode(epoch))
+        self.waiting = waiting
         return True
+
+    async def _new_epoch(self) -> UUID:
+        """Overwrites what somebody else has put in the place of the epoch."""
+        epoch = uuid4()
+        if self._redis is not None:
+            await self._redis.set(_EPOCH_KEY, epoch.hex)
+        return epoch
 
     async def enqueue_file_processing_jobs(self, hints: Sequence[Hint]) -> bool:
         """Enqueue one job a hint, in one round trip for up to 500; False if Redis did not take them all in time.
@@ -158,3 +167,17 @@ class Doorbell:
             # an attempt whose job ended without effect (Postgres away, not yet due) must be rung for again
             replace_settled=True,
         )
+
+
+def _raise_first(*answers: object) -> None:
+    for answer in answers:
+        if isinstance(answer, RedisError):
+            raise answer
+
+
+def _epoch_of(answer: object) -> UUID | None:
+    """The epoch in Redis' answer; None if that is anything else, an error included."""
+    try:
+        return UUID(answer.decode()) if isinstance(answer, bytes) else None
+    except ValueError:
+        return None

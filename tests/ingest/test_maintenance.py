@@ -109,6 +109,20 @@ async def test_a_redis_that_has_lost_its_memory_is_told_of_everything_at_once(
     assert set((await doorbell.statuses(jobs)).values()) == {"queued"}
 
 
+@pytest.mark.parametrize("garbage", [b"garbage", b"\xff", b"a list"])
+async def test_what_somebody_put_in_the_place_of_the_epoch_stops_no_sweep(
+    bench: Workbench, settings: Settings, garbage: bytes
+) -> None:
+    doorbell = bench.resources.doorbell
+    async with Redis.from_url(settings.redis_url or "") as redis:
+        await (redis.lpush if garbage == b"a list" else redis.set)("sluice:epoch", garbage)
+    assert await doorbell.is_job_queue_available()
+    epoch = doorbell.epoch
+    assert epoch is not None
+    assert await doorbell.is_job_queue_available()
+    assert doorbell.epoch == epoch
+
+
 async def test_the_sweep_withdraws_jobs_of_what_was_cancelled_or_taken_from_postgres(bench: Workbench) -> None:
     doorbell, store = bench.resources.doorbell, await bench.store()
     cancelled, delayed, drained, stopped, waiting = [
