@@ -61,8 +61,10 @@ async def maintain(processor: Processor, *, concurrency: int, stop: anyio.Event)
                     next_sweep = anyio.current_time() + interval
                     await writes.end(processor.resources.pool)
                     takes_back = anyio.current_time() >= mercy_until
-                    has_queue = await sweep(processor.resources, has_queue=has_queue, takes_back=takes_back)
-                if not has_queue:
+                    has_queue = await sweep(
+                        processor.resources, has_queue=has_queue, takes_back=takes_back, stop=stop
+                    )
+                if not has_queue and not stop.is_set():
                     drained = await _drain(processor, group, limiter)
             except Transient as exc:
                 mercy_until = anyio.current_time() + settings.lease_seconds
@@ -91,15 +93,19 @@ async def _clean_up_forever(resources: Resources) -> None:
         await anyio.sleep(_CLEANUP_SECONDS)
 
 
-async def sweep(resources: Resources, *, has_queue: bool, takes_back: bool = True) -> bool:
+async def sweep(
+    resources: Resources, *, has_queue: bool, takes_back: bool = True, stop: anyio.Event | None = None
+) -> bool:
     """Take back expired leases, ring again for due work that nobody was told of, withdraw jobs without a purpose.
 
     One process at a time, by an advisory lock; the others return at once. Whether the queue still counts: one
-    that does not take our hints is none. Without `takes_back`, leases are left alone.
+    that does not take our hints is none. Without `takes_back`, leases are left alone; after `stop`, the rest
+    is left to others.
 
     Raises:
         DatabaseUnavailable: Postgres is away.
     """
+    stop = stop or anyio.Event()
     async with transaction(resources.pool) as conn:
         if not await _is_leader(conn):
             return has_queue
@@ -112,14 +118,14 @@ async def sweep(resources: Resources, *, has_queue: bool, takes_back: bool = Tru
     if taken_back:
         logger.warning("leases taken back", ingestions=taken_back)
     if not resources.doorbell.is_enabled:
-        await _withdraw(resources)
+        await _withdraw(resources, stop)
         return False
-    return has_queue and await _ring(resources) and await _withdraw(resources)
+    return has_queue and await _ring(resources, stop) and await _withdraw(resources, stop)
 
 
-async def _ring(resources: Resources) -> bool:
+async def _ring(resources: Resources, stop: anyio.Event) -> bool:
     """Ring for all that is due and unheard of; False if the queue does not take it."""
-    while await resources.doorbell.is_job_queue_available():
+    while not stop.is_set() and await resources.doorbell.is_job_queue_available():
         length = max(1.0, resources.doorbell.waiting / _HINTS_A_CALL)
         silent_seconds = _SILENT_SWEEPS * resources.settings.sweep_interval_seconds * length
         async with transaction(resources.pool) as conn:
@@ -132,12 +138,12 @@ async def _ring(resources: Resources) -> bool:
             return False
         if len(hints) < _HINTS_A_CALL:
             return True
-    return False
+    return stop.is_set()
 
 
-async def _withdraw(resources: Resources) -> bool:
+async def _withdraw(resources: Resources, stop: anyio.Event) -> bool:
     """Take jobs out of the queue whose ingestions were settled without them; False if the queue does not answer."""
-    while True:
+    while not stop.is_set():
         async with connection(resources.pool) as conn:
             overtaken = await overtaken_hints(conn, limit=_HINTS_A_CALL)
         if not await resources.doorbell.withdraw_file_processing_jobs(overtaken):
@@ -145,7 +151,8 @@ async def _withdraw(resources: Resources) -> bool:
         async with connection(resources.pool) as conn:
             await note_withdrawn(conn, overtaken)
         if len(overtaken) < _HINTS_A_CALL:
-            return True
+            break
+    return True
 
 
 async def _is_leader(conn: Connection) -> bool:

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from itertools import pairwise
 from uuid import UUID
 
@@ -16,7 +17,7 @@ from structlog.testing import capture_logs
 from app.access.tokens import Principal
 from app.db import DatabaseUnavailable, transaction
 from app.doctor import examine
-from app.doorbell import job_id_of
+from app.doorbell import Doorbell, job_id_of
 from app.embedded import EmbeddedRedis
 from app.ids import new_id
 from app.ingest.maintenance import maintain, sweep
@@ -182,7 +183,7 @@ async def test_leases_that_ended_while_postgres_was_away_are_no_crashes(
     judged: list[bool] = []
     stop = anyio.Event()
 
-    async def observed(_resources: Resources, *, has_queue: bool, takes_back: bool) -> bool:
+    async def observed(_resources: Resources, *, has_queue: bool, takes_back: bool, stop: anyio.Event) -> bool:
         judged.append(takes_back)
         if sum(judged) == 2:
             stop.set()
@@ -384,6 +385,20 @@ async def test_a_redis_that_answers_but_takes_no_write_is_none(
             group.start_soon(run_worker, with_own_redis)
             assert await until_settled(bench, ingestion) == ["completed"]
             group.cancel_scope.cancel()
+
+
+async def test_nothing_is_drained_after_a_signal_that_came_during_the_sweep(bench: Workbench) -> None:
+    ingestion = await bench.attach(await bench.file(), [await bench.store()])
+    no_queue = replace(bench.resources, doorbell=Doorbell(None, bench.resources.settings))
+    stop = anyio.Event()
+    async with anyio.create_task_group() as group, transaction(bench.resources.pool) as conn:
+        await conn.execute("LOCK TABLE accepted_requests")  # the sweep waits here
+        group.start_soon(lambda: maintain(Processor(no_queue, name="drain"), concurrency=2, stop=stop))
+        async with asyncio.timeout(10):
+            while not await bench.sql("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+                await asyncio.sleep(0.01)
+        stop.set()
+    assert (await bench.row(ingestion)).fence == 0
 
 
 async def test_a_signal_ends_the_drain_too_but_not_what_it_has_in_hand(
