@@ -2,6 +2,7 @@
 
 import os
 import time
+from contextlib import suppress
 from typing import Literal
 from uuid import UUID
 
@@ -36,15 +37,14 @@ def to_wire(kind: Kind, value: UUID) -> str:
 
 
 def from_wire(kind: Kind, text: str) -> UUID:
-    """The UUID behind a client's id.
+    """The UUID behind a client's id, which has one spelling, so that equal ids are equal texts.
 
     Raises:
         NotFound: the text is not an id of this kind; such an object cannot exist.
     """
-    prefix, _, digits = text.partition("_")
-    if prefix == kind and len(digits) == 32:  # noqa: PLR2004 - hex digits of a UUID
-        try:
-            return UUID(hex=digits)
-        except ValueError:
-            pass
+    _, _, digits = text.partition("_")
+    with suppress(ValueError):
+        value = UUID(hex=digits)
+        if to_wire(kind, value) == text:
+            return value
     raise NotFound(f"No {_NAMES[kind]} found with id '{text[:80]}'.", code="not_found")

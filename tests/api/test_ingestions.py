@@ -267,3 +267,15 @@ async def test_a_cancelled_ingestion_stays_cancelled(ada: Person):
     assert (cancelled["status"], cancelled["error"]) == ("cancelled", None)
     assert (await ada.http.post(f"{path}/cancel")).json() == cancelled
     assert (await ada.openai.vector_stores.retrieve(store.id)).file_counts.cancelled == 1
+
+
+@pytest.mark.parametrize(
+    "spell", [str.upper, lambda digits: "{" + digits[:30] + "}", lambda digits: "0_" + digits[2:]]
+)
+async def test_an_id_has_one_spelling(ada: Person, spell: Callable[[str], str]):
+    store = await ada.openai.vector_stores.create(name="s")
+    other = "vs_" + spell(store.id.removeprefix("vs_"))
+    answer = await ada.http.post(
+        "/v1/ingestions", files=named("a.txt"), data={"vector_store_ids": [store.id, other]}
+    )
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
