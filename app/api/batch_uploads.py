@@ -7,17 +7,18 @@ from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
-from app.api.multipart import Part, read_parts
+from app.api.multipart import Part, read_parts, refuse_unknown
 from app.api.refusals import refused_body
 from app.api.uploads import EmptyFile, Uploads
-from app.api.wire.ingestions import BatchUploadFields, RefusedFile
+from app.api.wire.ingestions import MOST_STORES_A_REQUEST, BatchUploadFields, RefusedFile
 from app.errors import BadRequest, Refused, TooLarge
 from app.records.files import NewFile
 
 _FILE_PARTS = frozenset({"files", "files[]", "file", "file[]"})
 _STORE_FIELDS = frozenset({"vector_store_ids", "vector_store_ids[]", "vector_store_id"})
 _JSON_FIELDS = frozenset({"attributes", "chunking_strategy"})
-_MOST_FIELDS = 1000
+_FIELDS = _STORE_FIELDS | _JSON_FIELDS
+_MOST_FIELD_BYTES = 64 * 1024
 
 
 @dataclass(slots=True)
@@ -28,19 +29,18 @@ class BatchUpload:
     rejected: list[RefusedFile] = field(default_factory=list)
     status: int = BadRequest.status  # of the first refusal: the answer's, if nothing was accepted
     _given: dict[str, object] = field(default_factory=dict)
-    _store_ids: list[str] = field(default_factory=list)
-    _field_count: int = 0
+    _store_ids: dict[str, None] = field(default_factory=dict)  # each once, in their order
 
     async def add_field(self, part: Part) -> None:
         """Take up a field; `vector_store_ids` may be repeated, or hold several ids with commas between."""
-        self._field_count += 1
-        if self._field_count > _MOST_FIELDS:
-            raise BadRequest("Too many fields.", code="invalid_multipart")
-        value = await part.text()
-        if part.name in _STORE_FIELDS:
-            self._store_ids += [store_id.strip() for store_id in value.split(",") if store_id.strip()]
-        else:
-            self._given[part.name] = _parse_json(part.name, value) if part.name in _JSON_FIELDS else value
+        refuse_unknown(part, _FIELDS)
+        value = await part.text(most_bytes=_MOST_FIELD_BYTES)
+        if part.name in _JSON_FIELDS:
+            self._given[part.name] = _parse_json(part.name, value)
+            return
+        self._store_ids |= dict.fromkeys(filter(None, map(str.strip, value.split(","))))
+        if len(self._store_ids) > MOST_STORES_A_REQUEST:
+            raise BadRequest(f"At most {MOST_STORES_A_REQUEST} vector stores a request.", param="vector_store_ids")
 
     async def add_file(self, part: Part, uploads: Uploads) -> None:
         """Store a file. One that is empty or too long is noted and does not sink the others."""
@@ -55,7 +55,7 @@ class BatchUpload:
         Raises:
             RequestValidationError: names what is wrong.
         """
-        given = {**self._given, "vector_store_ids": list(dict.fromkeys(self._store_ids))}
+        given = {**self._given, "vector_store_ids": list(self._store_ids)}
         try:
             return BatchUploadFields.model_validate(given)
         except ValidationError as exc:
@@ -65,7 +65,7 @@ class BatchUpload:
     def content(self) -> list[object]:
         """What makes two batch uploads the same."""
         files = [(new.filename, new.sha256) for new in self.accepted]
-        return [self._given, self._store_ids, files, [each.filename for each in self.rejected]]
+        return [self._given, list(self._store_ids), files, [each.filename for each in self.rejected]]
 
     def _reject(self, filename: str, error: Refused) -> None:
         if not self.rejected:

@@ -12,11 +12,11 @@ from fastapi.responses import StreamingResponse
 from pydantic import ValidationError
 
 from app.api.callers import Caller, FileId, Meters, Parts
-from app.api.multipart import read_parts
+from app.api.multipart import Part, read_parts, refuse_unknown
 from app.api.paging import FilePage, list_answer
 from app.api.repeats import ThisAttempt
 from app.api.uploads import Uploads, discard_blob
-from app.api.wire.files import FileAnswer, UploadFields
+from app.api.wire.files import FileAnswer, FileExpiry, UploadFields
 from app.api.wire.pages import Deleted, ListAnswer
 from app.api.wire.values import Text
 from app.db import connection, transaction
@@ -40,6 +40,8 @@ router = APIRouter()
 
 _MOST_OVERHEAD_BYTES = 1024 * 1024
 """Boundaries, part headers and fields of an upload; a body longer than that plus the file's limit is too long."""
+_FIELDS = UploadFields.model_fields.keys() | {f"expires_after[{name}]" for name in FileExpiry.model_fields}
+_MOST_FIELD_BYTES = 4096
 
 
 @router.post("/v1/files", response_model_exclude_none=True)
@@ -111,7 +113,7 @@ async def _receive_file(request: Request, uploads: Uploads) -> NewFile:
     new: NewFile | None = None
     async for part in read_parts(request):
         if part.filename is None and part.name != "file":
-            _add_field(fields, part.name, await part.text())
+            await _add_field(fields, part)
         elif part.filename is None or part.name != "file" or new is not None:
             raise BadRequest("An upload has exactly one file, in the part 'file'.", param=part.name)
         else:
@@ -127,9 +129,11 @@ async def _receive_file(request: Request, uploads: Uploads) -> NewFile:
     return replace(new, purpose=given.purpose, expires_after_seconds=expires)
 
 
-def _add_field(fields: dict[str, object], name: str, value: str) -> None:
+async def _add_field(fields: dict[str, object], part: Part) -> None:
     """Put `expires_after[seconds]` where JSON would have it: {"expires_after": {"seconds": …}}."""
-    outer, bracket, inner = name.partition("[")
+    refuse_unknown(part, _FIELDS)
+    value = await part.text(most_bytes=_MOST_FIELD_BYTES)
+    outer, bracket, inner = part.name.partition("[")
     if not bracket:
         fields[outer] = value
         return

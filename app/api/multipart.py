@@ -4,7 +4,7 @@ RFC 7578. FastAPI's UploadFile would write every upload to a temporary file firs
 """
 
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Container
 from dataclasses import dataclass
 from urllib.parse import unquote
 
@@ -15,7 +15,6 @@ from starlette.requests import ClientDisconnect
 
 from app.errors import BadRequest, Refused
 
-MOST_FIELD_BYTES = 64 * 1024
 _PIECE_BYTES = 256 * 1024
 _LONGEST_FILENAME = 255
 
@@ -100,8 +99,8 @@ class Part:
         self._events = events
         self._is_over = False
 
-    async def pieces(self) -> AsyncGenerator[bytes, None]:
-        """The part's bytes as they arrive, in pieces of some 256 KB; none for an empty part."""
+    async def pieces(self, *, least_bytes: int = _PIECE_BYTES) -> AsyncGenerator[bytes, None]:
+        """The part's bytes as they arrive, in pieces of some `least_bytes`; none for an empty part."""
         pending: list[bytes] = []
         size = 0
         while not self._is_over:
@@ -111,7 +110,7 @@ class Part:
                 size += len(event)
             else:
                 self._is_over = True
-            if pending and (self._is_over or size >= _PIECE_BYTES):
+            if pending and (self._is_over or size >= least_bytes):
                 yield b"".join(pending)
                 pending, size = [], 0
 
@@ -120,21 +119,31 @@ class Part:
         while not self._is_over:
             self._is_over = isinstance(await anext(self._events), _PartEnds)
 
-    async def text(self) -> str:
+    async def text(self, *, most_bytes: int) -> str:
         """A field's text.
 
         Raises:
-            BadRequest: longer than 64 KB, or not UTF-8.
+            BadRequest: longer than `most_bytes`, or not UTF-8.
         """
         value = b""
-        async for piece in self.pieces():
+        async for piece in self.pieces(least_bytes=most_bytes):
             value += piece
-            if len(value) > MOST_FIELD_BYTES:
-                raise BadRequest(f"The field is longer than {MOST_FIELD_BYTES} bytes.", param=self.name)
+            if len(value) > most_bytes:
+                raise BadRequest(f"The field is longer than {most_bytes} bytes.", param=self.name)
         try:
             return value.decode()
         except UnicodeDecodeError as exc:
             raise BadRequest("The field is not UTF-8 text.", param=self.name) from exc
+
+
+def refuse_unknown(part: Part, known: Container[str]) -> None:
+    """Pass if a field's name is known, before its text is read.
+
+    Raises:
+        BadRequest: it is not.
+    """
+    if part.name not in known:
+        raise BadRequest(f"Unknown field '{part.name}'.", param=part.name, code="unknown_parameter")
 
 
 async def read_parts(request: Request) -> AsyncIterator[Part]:

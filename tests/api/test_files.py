@@ -110,6 +110,39 @@ async def test_a_wrong_upload_is_refused_by_name_and_leaves_nothing(
     assert blob_names() == []
 
 
+STORES = b",".join(b"vs_%032d" % number for number in range(101))
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "text", "message"),
+    [
+        ("/v1/files", b"colour", b"", b"Unknown field 'colour'"),
+        ("/v1/files", b"expires_after[colour]", b"", b"Unknown field 'expires_after[colour]'"),
+        ("/v1/files", b"purpose", b"x" * 5000, b"longer than 4096 bytes"),
+        ("/v1/ingestions", b"colour", b"", b"Unknown field 'colour'"),
+        ("/v1/ingestions", b"vector_store_ids", STORES + b"\r\n--limit\r\n", b"At most 100 vector stores"),
+    ],
+)
+async def test_a_wrong_field_is_refused_before_the_rest_has_come(  # noqa: PLR0917 - one case
+    ada: Person, path: str, name: bytes, text: bytes, message: bytes
+):
+    body = b'--limit\r\nContent-Disposition: form-data; name="' + name + b'"\r\n\r\n' + text
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {ada.api_key}\r\n"
+        f"Content-Type: multipart/form-data; boundary=limit\r\nContent-Length: 1000000\r\n\r\n"
+    )
+    async with asyncio.timeout(10):
+        reader, writer = await asyncio.open_connection(ada.http.base_url.host, ada.http.base_url.port)
+        writer.write(head.encode() + body)
+        try:
+            answer = await reader.readuntil(b'"error":') + await reader.readuntil(b"}")
+        finally:
+            writer.close()
+            await writer.wait_closed()
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert message in answer
+
+
 @pytest.mark.parametrize(
     ("content_type", "body"),
     [
