@@ -9,6 +9,7 @@ from app.api.paging import VectorStorePage, list_answer
 from app.api.repeats import ThisAttempt
 from app.api.wire.pages import Deleted, ListAnswer
 from app.api.wire.store_files import AttachFile
+from app.api.wire.values import chunking_of
 from app.api.wire.vector_stores import (
     MOST_FILES_AT_CREATION,
     CreateVectorStore,
@@ -43,6 +44,7 @@ async def create_vector_store(
 ) -> VectorStoreAnswer:
     """Make a vector store, and queue its first files if there are any."""
     model = choose_model(resources.settings, body.embedding)
+    chunking_of(body.chunking_strategy)  # refused also where there is no file to chunk
     files = files_to_attach(
         [
             AttachFile.model_construct(file_id=file_id, chunking_strategy=body.chunking_strategy, attributes=None)

@@ -132,6 +132,7 @@ async def test_chunk_sizes_have_limits(ada: Person, sizes: tuple[int, int]):
     )
     assert answer.status_code == 400
     assert is_openai_error(answer)
+    assert (await ada.http.post("/v1/vector_stores", json={"chunking_strategy": strategy})).status_code == 400
 
 
 @pytest.mark.parametrize(
