@@ -18,6 +18,7 @@ from app.errors import BadRequest
 from app.ids import to_wire
 from app.records.vector_stores import EmbeddingSpace, note_activity, read_space
 from app.resources import Resources
+from app.vector.filters import FilterSql
 from app.vector.search import Hit, SearchTarget, SearchWeights, search_store
 
 router = APIRouter()
@@ -29,6 +30,9 @@ async def search_vector_store(
 ) -> SearchPage:
     """The chunks of a vector store that fit the query best; of several queries, a chunk's best score counts."""
     weights = weights_of(body.ranking_options)
+    filters = None if body.filters is None else body.filters.model_dump()
+    if filters is not None:
+        FilterSql(first_parameter=1).condition(filters)  # refused before the query's embedding is paid for
     space, credential = await _prepare(resources, caller, vector_store_id)
     model = EmbeddingModel(space.model, space.dimensions)
     embedded = await resources.embedder.embed(body.queries, model=model, credential=credential)
@@ -41,7 +45,7 @@ async def search_vector_store(
                 vector=vector,
                 query=query,
                 weights=weights,
-                filters=None if body.filters is None else body.filters.model_dump(),
+                filters=filters,
                 limit=body.max_num_results,
                 least_score=body.ranking_options.score_threshold,
             )

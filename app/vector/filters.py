@@ -13,6 +13,8 @@ from app.errors import BadRequest
 
 Scalar = str | float | bool
 _MOST_NESTED = 8
+_MOST_VALUES = 2000
+"""Postgres binds 32,767 in all."""
 
 _COMPARISONS = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 
@@ -25,7 +27,13 @@ class FilterSql:
     parameters: list[object] = field(default_factory=list)
 
     def bind(self, value: object) -> str:
-        """The placeholder of a value."""
+        """The placeholder of a value.
+
+        Raises:
+            BadRequest: there are too many.
+        """
+        if len(self.parameters) >= _MOST_VALUES:
+            raise BadRequest(f"Filters may hold {_MOST_VALUES} keys and values at most.", param="filters")
         self.parameters.append(value)
         return f"${self.first_parameter + len(self.parameters) - 1}"
 

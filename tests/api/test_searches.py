@@ -2,12 +2,15 @@ from uuid import UUID
 
 import openai
 import pytest
+from pydantic import SecretStr
 
 from app.api.searches import best_of, weights_of
 from app.api.wire.searches import HybridWeights, RankingOptions
 from app.errors import BadRequest
+from app.settings import Settings
 from app.vector.search import Hit, SearchWeights
-from tests.api.conftest import Person
+from tests.api.conftest import MakePrincipal, Person, person, serving
+from tests.support.fake_openai import FakeOpenAI
 
 TEXTS = {
     "water.txt": "A sluice is a gate that controls the flow of water in a canal.",
@@ -85,6 +88,39 @@ async def test_filters_nested_too_deep_are_refused(eve: Person, store_id: str):
         nested = {"type": "and", "filters": [nested]}
     answer = await eve.http.post(f"/v1/vector_stores/{store_id}/search", json={"query": "x", "filters": nested})
     assert answer.status_code == 400
+
+
+@pytest.mark.parametrize(("lists", "status"), [(1, 200), (3, 400), (40, 400)])
+async def test_filters_of_too_many_values_are_refused(eve: Person, store_id: str, lists: int, status: int):
+    one = {"type": "in", "key": "n", "value": list(range(1000))}
+    answer = await eve.http.post(
+        f"/v1/vector_stores/{store_id}/search",
+        json={"query": "water", "filters": {"type": "or", "filters": [one] * lists}},
+    )
+    assert answer.status_code == status
+    if status == 200:
+        assert len(answer.json()["data"]) == 3
+    else:
+        assert answer.json()["error"]["param"] == "filters"
+
+
+async def test_a_search_that_is_refused_costs_no_embedding(settings: Settings, make_principal: MakePrincipal):
+    async with FakeOpenAI() as api:
+        paying = {
+            "rag_embedding_engine": "openai",
+            "rag_openai_api_base_url": api.base_url,
+            "rag_openai_api_key": SecretStr("sk-test"),
+            "rag_embedding_model": "m",
+            "rag_embedding_dimensions": 8,
+        }
+        async with (
+            serving(settings.model_copy(update=paying)) as url,
+            person(url, *await make_principal("zoe")) as zoe,
+        ):
+            store = await zoe.openai.vector_stores.create()
+            for filters, paid in (({"type": "gt", "key": "n", "value": True}, 0), (None, 1)):
+                await zoe.http.post(f"/v1/vector_stores/{store.id}/search", json={"query": "a", "filters": filters})
+                assert len(api.requests) == paid
 
 
 @pytest.mark.parametrize(
