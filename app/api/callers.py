@@ -4,6 +4,7 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import Depends, Request
+from starlette.requests import HTTPConnection
 
 from app.access.tokens import Principal, authenticate
 from app.api.metrics import Metrics
@@ -29,13 +30,27 @@ def _metrics(request: Request) -> Metrics:
 Meters = Annotated[Metrics, Depends(_metrics)]
 
 
-async def _authenticate(request: Request, resources: Parts) -> Principal:
-    scheme, _, text = request.headers.get("authorization", "").partition(" ")
+async def identify(http: HTTPConnection) -> Principal:
+    """The caller of a request, asked for once a request: a revoked key must stop working at once.
+
+    Raises:
+        Unauthorized: no key, nobody's, or revoked.
+    """
+    known: Principal | None = getattr(http.state, "caller", None)
+    if known is not None:
+        return known
+    scheme, _, text = http.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not text.strip():
         raise Unauthorized
-    # asked each time: a revoked key must stop working at once
+    resources: Resources = http.app.state.resources
     async with connection(resources.pool) as conn:
-        return await authenticate(conn, text.strip())
+        caller = await authenticate(conn, text.strip())
+    http.state.caller = caller
+    return caller
+
+
+async def _authenticate(request: Request) -> Principal:
+    return await identify(request)
 
 
 Caller = Annotated[Principal, Depends(_authenticate)]

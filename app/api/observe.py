@@ -7,10 +7,13 @@ from dataclasses import dataclass
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.callers import identify
 from app.api.metrics import Metrics
 from app.api.refusals import internal_error
+from app.errors import Transient, Unauthorized
 from app.ids import new_id
 
 MOST_JSON_BYTES = 8 * 1024 * 1024
@@ -78,13 +81,18 @@ def _route(scope: Scope) -> str:
 
 
 def _limit(scope: Scope, receive: Receive) -> Receive:
-    """A `receive` that refuses a body which declares or turns out to be too long."""
+    """A `receive` that reads nothing of a stranger's body, and refuses one that is, or is declared, too long."""
     declared = Headers(scope=scope).get("content-length", "")
     is_declared_too_long = declared.isdecimal() and int(declared) > MOST_JSON_BYTES
     received = 0
+    is_first = True
 
     async def limited_receive() -> Message:
-        nonlocal received
+        nonlocal received, is_first
+        if is_first:
+            is_first = False
+            if not await _is_known(scope):
+                return {"type": "http.request", "body": b"", "more_body": False}
         message: Message = {} if is_declared_too_long else await receive()
         received += len(message.get("body", b""))
         if is_declared_too_long or received > MOST_JSON_BYTES:
@@ -93,3 +101,15 @@ def _limit(scope: Scope, receive: Receive) -> Receive:
         return message
 
     return limited_receive
+
+
+async def _is_known(scope: Scope) -> bool:
+    """Whether the caller has a key; FastAPI reads and parses a body before it asks for that.
+
+    If not, or if that cannot be asked now, it is the handler's dependency that says so.
+    """
+    try:
+        await identify(HTTPConnection(scope))
+    except (Unauthorized, Transient):
+        return False
+    return True

@@ -1,3 +1,4 @@
+import asyncio
 from collections.abc import Iterator
 
 import httpx
@@ -52,6 +53,24 @@ async def test_every_route_asks_for_a_key(stranger: httpx.AsyncClient, method: s
     assert answer.status_code == 401
     assert answer.headers["www-authenticate"] == "Bearer"
     assert answer.json()["error"]["type"] == "authentication_error"
+
+
+@pytest.mark.parametrize("key", [None, "sk-sluice-" + "x" * 43])
+async def test_nothing_of_a_strangers_body_is_read(url: str, key: str | None):
+    authorization = "" if key is None else f"Authorization: Bearer {key}\r\n"
+    head = (
+        f"POST /v1/vector_stores HTTP/1.1\r\nHost: a\r\n{authorization}"
+        "Content-Type: application/json\r\nContent-Length: 1000000\r\n\r\n"
+    )
+    reader, writer = await asyncio.open_connection(httpx.URL(url).host, httpx.URL(url).port)
+    try:
+        writer.write(head.encode() + b"{")  # and nothing more
+        async with asyncio.timeout(10):
+            answer = await reader.readuntil(b"\r\n\r\n")
+    finally:
+        writer.close()
+        await writer.wait_closed()
+    assert answer.startswith(b"HTTP/1.1 401 ")
 
 
 @pytest.mark.parametrize("value", ["Bearer sk-sluice-wrong", "Bearer", "Basic YTpi", "Bearer \u00e9", "sk-sluice"])
