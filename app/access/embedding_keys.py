@@ -47,8 +47,9 @@ async def add_embedding_key(
     base_url: str,
     secret: SecretStr,
     kek: KeyEncryptionKey | None,
+    key_id: UUID | None = None,
 ) -> EmbeddingKey:
-    """Seal a user's key and keep it.
+    """Seal a user's key and keep it, under `key_id` or else a new id.
 
     Raises:
         BadRequest: the server has no key-encryption key, so it cannot keep secrets.
@@ -57,7 +58,7 @@ async def add_embedding_key(
         raise BadRequest(
             "This server cannot keep embedding keys: SLUICE_KEY_ENCRYPTION_KEY is not set.", code="no_sealing"
         )
-    key_id = new_id()
+    key_id = key_id or new_id()
     sealed = seal(secret, kek, key_id=key_id, owner_id=owner_id, base_url=base_url)
     row = await conn.fetchrow(
         """
@@ -72,6 +73,22 @@ async def add_embedding_key(
         sealed,
     )
     return EmbeddingKey(**dict(row or {}))
+
+
+async def get_embedding_key(conn: Connection, key_id: UUID, *, owner_id: UUID) -> EmbeddingKey:
+    """One of a user's embedding keys.
+
+    Raises:
+        NotFound: the user has no such key.
+    """
+    row = await conn.fetchrow(
+        "SELECT id, name, base_url, created_at, revoked_at FROM embedding_keys WHERE id = $1 AND owner_id = $2",
+        key_id,
+        owner_id,
+    )
+    if row is None:
+        raise NotFound("You have no embedding key with this id.")
+    return EmbeddingKey(**dict(row))
 
 
 async def list_embedding_keys(conn: Connection, owner_id: UUID) -> Sequence[EmbeddingKey]:

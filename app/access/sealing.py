@@ -4,6 +4,7 @@ NIST SP 800-38D with a random 96-bit nonce a seal. A ciphertext copied to anothe
 not open.
 """
 
+import hmac
 import os
 from uuid import UUID
 
@@ -40,3 +41,8 @@ def unseal(sealed: bytes, kek: KeyEncryptionKey, *, key_id: UUID, owner_id: UUID
     except InvalidTag:
         raise Broken(f"embedding key {key_id} does not open: its row or the key-encryption key changed") from None
     return SecretStr(plain.decode())
+
+
+def keyed_digest(secret: SecretStr, kek: KeyEncryptionKey) -> bytes:
+    """What tells one secret from another and can be stored: without the key nobody can try out guesses on it."""
+    return hmac.digest(kek.material, b"sluice-digest:" + secret.get_secret_value().encode(), "sha256")

@@ -10,6 +10,7 @@ from app.errors import KeyReused
 _STANDS = """
     SELECT EXISTS (SELECT FROM files WHERE id = $1)
         OR EXISTS (SELECT FROM vector_stores WHERE id = $1)
+        OR EXISTS (SELECT FROM embedding_keys WHERE id = $1 AND revoked_at IS NULL)
         OR EXISTS (
             SELECT FROM ingestions i JOIN vector_store_files v ON v.ingestion_id = i.id
             WHERE (i.id = $1 OR i.batch_id = $1) AND i.state NOT IN ('failed', 'cancelled'))

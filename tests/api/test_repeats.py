@@ -1,6 +1,7 @@
 """The same request sent again: by the SDKs when an answer is lost, or with an Idempotency-Key."""
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from urllib.parse import urlsplit
 
@@ -212,3 +213,19 @@ async def test_a_retry_comes_no_later_than_its_sdk_has_patience(
     await conn.close()
     second = await ada.http.post("/v1/vector_stores", json={"name": "s"}, headers=RETRY | headers)
     assert (second.json()["id"] == first.json()["id"]) == is_repeated
+
+
+@pytest.mark.parametrize("name", ["Idempotency-Key", "X-Stainless-Retry-Count"])
+async def test_an_embedding_key_is_added_once(ada: Person, settings: Settings, name: str) -> None:
+    body, path = {"name": "mine", "key": "sk-mine"}, "/v1/embedding_keys"
+    first = await ada.http.post(path, json=body, headers={name: "1"} if name == "Idempotency-Key" else {})
+    again = await ada.http.post(path, json=body, headers={name: "1"})
+    assert (again.status_code, again.json()) == (201, first.json())
+    other = await ada.http.post(path, json=body | {"key": "sk-other"}, headers={name: "1"})
+    assert other.status_code == (422 if name == "Idempotency-Key" else 201)
+    await ada.http.delete(f"{path}/{first.json()['id']}")
+    assert (await ada.http.post(path, json=body, headers=RETRY)).json()["id"] != first.json()["id"]
+    conn = await asyncpg.connect(settings.database_url)
+    digests = await conn.fetch("SELECT content_sha256, fingerprint FROM accepted_requests")
+    await conn.close()
+    assert hashlib.sha256(again.request.content).digest() not in {digest for row in digests for digest in row}
