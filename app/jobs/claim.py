@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("rq.worker")
 
-_BLOCK_SECONDS = 30.0
 _SUSPENDED_SECONDS = 1.0
 _FEW = 16
 """Of more free slots than this a claim fills half: jobs that start together end together, and the worker would idle
@@ -222,7 +221,9 @@ class Claimer:
         worker = self._worker
 
         async def block() -> Any:
-            return await worker.blocking_redis.execute_command("BLMOVE", key, key, "LEFT", "LEFT", _BLOCK_SECONDS)
+            return await worker.blocking_redis.execute_command(
+                "BLMOVE", key, key, "LEFT", "LEFT", worker.block_seconds
+            )
 
         while await worker.until_redis_answers(block) is None:
             pass

@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from redis.asyncio.client import PubSub
+from redis.exceptions import ConnectionError as RedisConnectionError
 from rq.job import Job as RQJob
 
 from app.jobs.job import ABORT_FIELD
@@ -27,8 +28,15 @@ async def _listen_once(worker: "AsyncWorker", listens: asyncio.Event) -> None:
     subscription: PubSub = worker.blocking_redis.pubsub()
     try:
         await subscription.subscribe(worker.pubsub_channel_name)
-        async for message in subscription.listen():
-            if message["type"] == "message":
+        is_asked = False
+        while True:
+            message = await subscription.get_message(timeout=worker.block_seconds)
+            if message is None and is_asked:
+                raise RedisConnectionError("the subscription's connection is dead: a ping had no answer")
+            is_asked = message is None
+            if message is None:
+                await subscription.ping()
+            elif message["type"] == "message":
                 _obey(worker, message["data"])
             else:
                 listens.set()

@@ -37,6 +37,7 @@ from app.jobs.waiting import cancel_all, wait_at_most
 
 _LONGEST_PAUSE_SECONDS = 2.0
 _ANSWER_SECONDS = 10.0
+_LONGEST_BLOCK_SECONDS = 30.0
 _SETTLE_SECONDS = 10.0
 """How long a shutdown waits for Redis to take the last endings; what it misses runs again after a lease."""
 _LAST_CLAIM_SECONDS = 1.0
@@ -164,8 +165,8 @@ class AsyncWorker(RegisteredWorker):
         self.threads = Threads()
         stack.callback(self.threads.close)
         self.redis = self._client(stack, _ANSWER_SECONDS)
-        # blocking pops and subscriptions wait for longer than an answer may take
-        self.blocking_redis = self._client(stack, None)
+        # a connection may die without a word: then an answer that is overdue is the only sign
+        self.blocking_redis = self._client(stack, self.block_seconds + max(1.0, self.lease_seconds / 6))
         self.settler = Settler(self)
 
     def _client(self, stack: AsyncExitStack, socket_timeout: float | None) -> aioredis.Redis:
@@ -336,6 +337,11 @@ class AsyncWorker(RegisteredWorker):
     def set_redis_time(self, seconds: float) -> None:
         """Redis has just told its time."""
         self._clock = seconds - time.monotonic()
+
+    @property
+    def block_seconds(self) -> float:
+        """How long a blocking command waits before it is sent anew; an answer is due by then."""
+        return min(_LONGEST_BLOCK_SECONDS, self.lease_seconds / 2)
 
     @property
     def record_ttl(self) -> int:

@@ -21,6 +21,10 @@ class Proxy:
         self._is_open = asyncio.Event()
         self.latency_seconds = 0.0  # of every piece, either way
         self.cut_at: bytes | None = None  # the next connection whose client sends this is cut, once
+        self.silent_from: bytes | None = (
+            None  # the next connection whose client sends this stays open and is dead, once
+        )
+        self._silent: set[asyncio.StreamWriter] = set()
         self.cuts_after = False  # whether the server still gets the piece
         self.answers_to_lose = 0  # so many answers are dropped, and their connections cut
         self.held_word: bytes | None = None  # answers with this word wait for `let_go`
@@ -85,8 +89,8 @@ class Proxy:
             self._connections.discard(to_client)
             return
         ways = [
-            asyncio.ensure_future(self._carry(from_client, to_server, is_clients=True)),
-            asyncio.ensure_future(self._carry(from_server, to_client, is_clients=False)),
+            asyncio.ensure_future(self._carry(from_client, to_server, to_client=to_client)),
+            asyncio.ensure_future(self._carry(from_server, to_client, to_client=to_client)),
         ]
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
@@ -96,25 +100,41 @@ class Proxy:
             to_server.close()
             to_client.close()
             self._connections.discard(to_client)
+            self._silent.discard(to_client)
 
     async def _open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         if isinstance(self._upstream, int):
             return await asyncio.open_connection("127.0.0.1", self._upstream)
         return await asyncio.open_unix_connection(self._upstream)
 
-    async def _carry(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, *, is_clients: bool) -> None:
+    def _is_dead(self, to_client: asyncio.StreamWriter, sent: bytes) -> bool:
+        if self.silent_from is not None and self.silent_from in sent:
+            self.silent_from = None
+            self._silent.add(to_client)
+        return to_client in self._silent
+
+    def _is_to_be_cut(self, sent: bytes) -> bool:
+        if self.cut_at is None or self.cut_at not in sent:
+            return False
+        self.cut_at = None
+        return True
+
+    async def _carry(
+        self, source: asyncio.StreamReader, target: asyncio.StreamWriter, *, to_client: asyncio.StreamWriter
+    ) -> None:
         """One direction, until either end closes."""
+        is_clients = target is not to_client
         try:
             while piece := await source.read(_PIECE_BYTES):
                 await self._wait_for_leave(piece, is_clients=is_clients)
+                if self._is_dead(to_client, piece if is_clients else b""):
+                    continue
                 if not is_clients and self.answers_to_lose:
                     self.answers_to_lose -= 1
                     return
                 if not is_clients and self._swallows(piece):
                     continue
-                is_cut = is_clients and self.cut_at is not None and self.cut_at in piece
-                if is_cut:
-                    self.cut_at = None
+                is_cut = self._is_to_be_cut(piece if is_clients else b"")
                 if not is_cut or self.cuts_after:
                     target.write(piece)
                     await target.drain()
