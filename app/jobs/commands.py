@@ -62,7 +62,9 @@ def _obey(worker: "AsyncWorker", raw: bytes) -> None:
     try:
         command: dict[str, Any] = json.loads(raw)
         name = command["command"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
+        name = None
+    if not isinstance(name, str):
         logger.warning("Worker %s: a command that is none was ignored", worker.name)
         return
     if name == "shutdown":

@@ -93,6 +93,16 @@ async def test_the_shutdown_command_ends_the_worker_and_gives_its_jobs_back(
     assert Worker.all(connection=sync_redis) == []
 
 
+@pytest.mark.parametrize("nonsense", ["junk", "[]", '"stop-job"', '{"command": []}', "[" * 100_000])
+async def test_a_command_that_is_none_is_ignored(
+    run_worker: RunWorker, until: Until, sync_redis: redis.Redis, nonsense: str
+) -> None:
+    async with run_worker(**PLAIN, name="w") as worker:
+        await until(lambda: _reply(sync_redis.publish("rq:pubsub:w", nonsense)))
+        send_shutdown_command(sync_redis, "w")
+        await until(lambda: _reply(worker.stop_event.is_set()))
+
+
 async def test_a_suspended_worker_takes_nothing_until_it_is_resumed(
     queue: Queue, run_worker: RunWorker, until: Until, sync_redis: redis.Redis
 ) -> None:
