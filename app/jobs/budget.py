@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from redis import asyncio as aioredis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import DataError, RedisError, ResponseError
 
-_AWAY = re.compile("(^|-)(OOM|READONLY|MISCONF|NOREPLICAS|MASTERDOWN|CLUSTERDOWN|LOADING|NOPERM|NOAUTH) ")
+_AWAY = re.compile("(^|-)(OOM|READONLY|MISCONF|NOREPLICAS|MASTERDOWN|CLUSTERDOWN|LOADING|BUSY|NOPERM|NOAUTH) ")
 """Answers of a Redis that lives but takes no jobs; those of a script stand behind a dash in its own error."""
 
 
@@ -61,7 +61,7 @@ class CircuitBreaker:
             async with asyncio.timeout(seconds):
                 yield
         except (RedisError, OSError, TimeoutError) as exc:
-            if not _is_away(exc):
+            if not is_away(exc):
                 self._open_until = None
                 raise
             self._open(exc, seconds)
@@ -89,5 +89,9 @@ def within_budget(redis: aioredis.Redis) -> AbstractAsyncContextManager[Any]:
     return block
 
 
-def _is_away(exc: Exception) -> bool:
-    return not isinstance(exc, ResponseError) or _AWAY.search(str(exc)) is not None
+def is_away(exc: Exception) -> bool:
+    """Whether Redis may take the same command later; other errors would come again."""
+    if isinstance(exc, ResponseError):
+        text = str(exc) if exc.status_code is None else f"{exc.status_code} {exc}"
+        return _AWAY.search(text) is not None
+    return not isinstance(exc, DataError)

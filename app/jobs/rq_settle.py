@@ -48,12 +48,13 @@ class RQSettler:
         settling = _OneSettlement(worker, settlement, self._stopping)
         try:
             async with self._slots:
-                await worker.until_redis_answers(partial(worker.threads.run, settling.settle))
+                settle = partial(worker.threads.run, settling.settle)
+                await worker.until_redis_answers(settle, only_while_away=True)
         except Exception as exc:
             # a record that RQ cannot read: the script at least can say so, and does not ask for its dependents
             logger.exception("Worker %s: RQ's code could not settle job %s", worker.name, settlement.running.job_id)
-            settlement.running.is_refused = settlement.running.is_beyond_rq = True
-            worker.settler.put(settlement.running, Errored(exc))
+            settlement.running.is_beyond_rq = True
+            worker.settler.put_failure(settlement.running, exc)
             return
         await worker.settler.note_idle()
         worker.executor.settled([settlement], set())

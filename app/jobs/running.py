@@ -174,6 +174,10 @@ class Running(Execution):
         if self.task is not None:
             self.task.cancel()
 
+    def forget_changes(self) -> None:
+        """What the function has changed in its job cannot be written: it is as it was before."""
+        self._job = LazyJob(self)
+
     def whole(self, name: bytes) -> int | None:
         """A number of the job's hash; None if it is not there, or is none: anybody may have written it."""
         try:

@@ -73,6 +73,12 @@ class Settler:
         self._waiting.append(Settlement(running, ending, self._worker.redis_time()))
         self._some.set()
 
+    def put_failure(self, running: Running, error: Exception) -> None:
+        """Have written down that an ending cannot be; by the script alone, and without what the job has changed."""
+        running.is_refused = True
+        running.forget_changes()
+        self.put(running, Errored(error))
+
     async def run(self) -> None:
         """Settle until cancelled; what Redis does not take now is tried again until it does."""
         while True:
@@ -89,8 +95,7 @@ class Settler:
             for each in special:
                 self._by_rq.put(each)
             if plain:
-                settled, late = await self._settle_plain(plain)
-                self._worker.executor.settled(settled, late)
+                await self._settle_all(plain)
 
     async def note_idle(self) -> None:
         """Have the worker's record say so if nothing runs any more."""
@@ -105,6 +110,27 @@ class Settler:
         if isinstance(ending, Errored) and not running.is_refused and self._worker.has_own_failure_rules:
             return True
         return not running.is_arqs and _is_over(ending) and self._ttls(running, ending)[0] == 0
+
+    async def _settle_all(self, batch: Sequence[Settlement]) -> None:
+        """Settle a batch; if one of them makes that fail for good, one by one, to find out which."""
+        try:
+            settled, late = await self._settle_plain(batch)
+        except Exception as exc:  # noqa: BLE001 - a job can put anything into its record
+            if len(batch) > 1:
+                for each in batch:
+                    await self._settle_all([each])
+                return
+            await self._give_up(batch[0], exc)
+        else:
+            self._worker.executor.settled(settled, late)
+
+    async def _give_up(self, settlement: Settlement, error: Exception) -> None:
+        running = settlement.running
+        logger.error("Worker %s: job %s cannot be settled", self._worker.name, running.job_id, exc_info=error)
+        if running.is_refused:  # nor as a failure: its lease ends, and others see what they can do
+            self._worker.executor.settled([settlement], {running.id})
+        else:
+            self.put_failure(running, error)
 
     async def _settle_plain(self, batch: Sequence[Settlement]) -> tuple[list[Settlement], set[str]]:
         """One round trip; what it settled, and the execution ids whose records are somebody else's by now."""
@@ -121,7 +147,7 @@ class Settler:
             return answer
 
         settled, late = list(batch), set()
-        for number, verdict, *why in await worker.until_redis_answers(settle):
+        for number, verdict, *why in await worker.until_redis_answers(settle, only_while_away=True):
             settlement = batch[number - 1]
             if verdict == b"rq":
                 settled.remove(settlement)

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
@@ -13,6 +14,7 @@ from rq.registry import ScheduledJobRegistry, StartedJobRegistry
 from rq.scheduler import RQScheduler
 from rq.utils import as_text, now, parse_composite_key, utcformat
 
+from app.jobs.budget import is_away
 from app.jobs.lua_upkeep import MOVE_DUE, TAKE_BACK, UNSTICK
 from app.jobs.running import Running
 from app.jobs.values import JobExecutionFailed
@@ -48,7 +50,7 @@ class Upkeep:
         next_repair = 0.0
         while True:
             if time.monotonic() >= next_repair:
-                await worker.until_redis_answers(self._repair)
+                await self._do(self._repair)
                 next_repair = time.monotonic() + worker.lease_seconds / 2
             self._some_delayed.clear()
             pause = await self.tick()
@@ -59,10 +61,20 @@ class Upkeep:
     async def tick(self) -> float:
         """Move due jobs and do what else is due; seconds until it is to be done again."""
         worker = self._worker
-        pauses: list[float | None] = [worker.poll_seconds, await worker.until_redis_answers(self.move_due)]
+        pauses: list[float | None] = [worker.poll_seconds, await self._do(self.move_due)]
         if worker.on_tick is not None:
-            pauses.append(await worker.until_redis_answers(worker.on_tick))
+            pauses.append(await self._do(worker.on_tick))
         return min(each for each in pauses if each is not None)
+
+    async def _do(self, act: Callable[[], Awaitable[float | None]]) -> float | None:
+        """What `act` answers; None if Redis refuses it, which is told, and must not hold up what else is due."""
+        worker = self._worker
+        try:
+            seconds: float | None = await worker.until_redis_answers(act, only_while_away=True)
+        except RedisError:
+            logger.exception("Worker %s: Redis refuses a part of the upkeep", worker.name)
+            return None
+        return seconds
 
     def expect_delayed(self) -> None:
         """A job was delayed here: it may be due before the next look."""
@@ -72,9 +84,9 @@ class Upkeep:
         """RQ's own clean-ups, which raise on ids that are none; they must not end the worker."""
         try:
             await self._worker.threads.run(self._worker.run_maintenance_tasks)
-        except (RedisError, OSError):
-            raise
-        except Exception:
+        except Exception as exc:
+            if isinstance(exc, RedisError | OSError) and is_away(exc):
+                raise
             logger.exception("Worker %s: RQ's maintenance failed", self._worker.name)
             # the next time is as far away as if it had not failed
             self._worker.last_cleaned_at = now()  # type: ignore[assignment]  # RQ types it None

@@ -20,6 +20,7 @@ from rq.registry import ScheduledJobRegistry
 from rq.utils import now
 from rq.worker import DequeueStrategy
 
+from app.jobs.budget import is_away
 from app.jobs.calls import MOST_BODY_BYTES, CallReader, Functions, FunctionTable
 from app.jobs.claim import Claimer
 from app.jobs.commands import listen
@@ -364,8 +365,13 @@ class AsyncWorker(RegisteredWorker):
         """From the heartbeat's thread: a running job bears the mark of arq's abort."""
         self._loop.call_soon_threadsafe(self.executor.abort, execution_id)
 
-    async def until_redis_answers(self, act: Callable[[], Awaitable[Any]]) -> Any:
-        """Do `act`, again and again with a growing pause while Redis is away."""
+    async def until_redis_answers(self, act: Callable[[], Awaitable[Any]], *, only_while_away: bool = False) -> Any:
+        """Do `act`, again and again with a growing pause while Redis is away.
+
+        Raises:
+            RedisError: with `only_while_away` those that would come again.
+            whatever else `act` raises.
+        """
         pause = 0.05
         while True:
             try:
@@ -374,6 +380,8 @@ class AsyncWorker(RegisteredWorker):
                 task = asyncio.current_task()
                 if task is not None and task.cancelling():  # the error came of closing down, and took its place
                     raise asyncio.CancelledError from exc
+                if only_while_away and not is_away(exc):
+                    raise
                 self.log.warning("Worker %s: Redis: %s: %s", self.name, type(exc).__name__, exc)
             await asyncio.sleep(pause * (0.5 + random.random()))  # noqa: S311 - jitter
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)

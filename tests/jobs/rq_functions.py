@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,14 @@ def change_meta_only() -> None:
 
 def change_ttls() -> None:
     current().result_ttl = 77
+
+
+def change_what_redis_does_not_take() -> None:
+    current().result_ttl = timedelta(hours=1)  # type: ignore[assignment]
+
+
+def change_what_rq_cannot_write() -> None:
+    current().created_at = "yesterday"  # type: ignore[assignment]
 
 
 def describe_anew() -> None:
