@@ -15,7 +15,9 @@ _MOST_PLAIN_DIMENSIONS = 3500
 async def ensure_shard(conn: Connection, dimensions: int) -> int:
     """The shard for vectors of this many dimensions, made on first use.
 
-    Rival: another process that makes the same shard; an advisory lock lets one go first.
+    Rival: another process that makes the same shard; an advisory lock lets one go first. Readers and writers of
+    `chunks` go on: ATTACH PARTITION locks out other changes of tables only, where CREATE … PARTITION OF waits for
+    every transaction that has touched a chunk, and whoever comes later waits behind it.
     """
     shard = await _find(conn, dimensions)
     if shard is not None:
@@ -29,11 +31,13 @@ async def ensure_shard(conn: Connection, dimensions: int) -> int:
     storage = "PLAIN" if dimensions <= _MOST_PLAIN_DIMENSIONS else "EXTERNAL"
     await conn.execute(
         f"""
-        CREATE TABLE {table} PARTITION OF chunks (
+        CREATE TABLE {table} (
+            LIKE chunks INCLUDING ALL,
             CONSTRAINT ck_{table}_dimensions CHECK (vector_dims(embedding) = {dimensions})
-        ) FOR VALUES IN ({made});
+        );
         ALTER TABLE {table} ALTER embedding SET STORAGE {storage}, ALTER content SET STORAGE EXTERNAL,
             ALTER words SET STORAGE EXTERNAL;
+        ALTER TABLE chunks ATTACH PARTITION {table} FOR VALUES IN ({made});
         """
     )
     return made
