@@ -51,6 +51,11 @@ class Doorbell:
         """Whether there is a queue at all."""
         return self._redis is not None
 
+    @property
+    def seems_away(self) -> bool:
+        """Whether there is no queue, or Redis did not take what it was last told."""
+        return self._redis is None or self._is_away
+
     async def is_job_queue_available(self) -> bool:
         """Whether Redis takes a write now, within the budget: a full one, or a replica, answers but takes none.
 

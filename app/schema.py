@@ -199,7 +199,8 @@ ingestions = Table(
     CheckConstraint("(state = 'failed') <= (error_code IS NOT NULL)", name="failed_has_reason"),
     CheckConstraint("(state IN ('completed', 'failed', 'cancelled')) = (finished_at IS NOT NULL)", name="finished"),
     Index("ix_ingestions_due", "next_run_at", postgresql_where=text("state = 'queued'")),
-    Index(
+    Index("ix_ingestions_turns", "user_id", "next_run_at", "id", postgresql_where=text("state = 'queued'")),
+    Index(  # for the version before only; to be dropped by the next release
         "ix_ingestions_unheard",
         text("coalesce(hinted_at, '-infinity'::timestamptz)"),
         "next_run_at",

@@ -15,6 +15,7 @@ from app.errors import Broken
 LOCAL_MODEL = "wordllama-256"
 LOCAL_DIMENSIONS = 256
 QUEUE_NAME = "file_processing"
+_FEWEST_HINTS_A_USER = 4
 KEK_BYTES = 32
 USUAL_DIMENSIONS = {
     LOCAL_MODEL: LOCAL_DIMENSIONS,
@@ -206,6 +207,11 @@ class Settings(BaseSettings):
         """The base URLs that a user's embedding key may be for."""
         others = (url.strip() for url in self.rag_openai_allowed_base_urls.split(","))
         return frozenset(url.rstrip("/") for url in (self.rag_openai_api_base_url, *others) if url)
+
+    @property
+    def hints_a_user(self) -> int:
+        """Of how many files of one user the queue hears at a time: as many as a worker takes at once."""
+        return max(_FEWEST_HINTS_A_USER, self.worker_concurrency)
 
     @property
     def storage_path(self) -> Path | None:

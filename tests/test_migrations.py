@@ -30,6 +30,7 @@ async def test_an_index_that_an_interrupted_upgrade_left_is_made_anew(database_u
         ("ix_files_expiring", "files"),
         ("ix_ingestions_overtaken", "ingestions"),
         ("ix_ingestions_unheard", "ingestions"),
+        ("ix_ingestions_turns", "ingestions"),
     ):
         await pool.execute(f"CREATE INDEX {name} ON {table} (id)")
         await pool.execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid = $1::text::regclass", name)

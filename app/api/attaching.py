@@ -101,6 +101,7 @@ async def attach_files(
         user_id=caller.user_id,
         batch_id=None if batch is None else batch.id,
         embedding_key_id=key_id,
+        most_hints=settings.hints_a_user,
     )
     await delete_chunks(conn, await attach(conn, news, store_ids))
     await note_activity(conn, store_ids)

@@ -11,17 +11,20 @@ from app.db import Connection, connection, transaction
 from app.errors import Transient
 from app.ingest.cleanup import clean_up
 from app.ingest.process import Processor
+from app.ingest.ringing import ring_for
 from app.ingest.stalled import StalledWrites
 from app.records.accepted_requests import forget_old_requests
 from app.records.embedded_texts import forget_old_embedded
-from app.records.hints import mark_unhinted, note_withdrawn, overtaken_hints, take_unhinted
-from app.records.ingestions import Claim, claim_due, take_back_expired
+from app.records.hints import note_withdrawn, overtaken_hints, take_unhinted
+from app.records.ingestions import Claim, take_back_expired
 from app.records.queue_epochs import note_epoch
+from app.records.turns import NOBODY, claim_due, turn_after, users_waiting
 from app.resources import Resources
 
 _LEADER_LOCK = 0x534C55494345  # "SLUICE"
 _MOST_CRASHES = 3
 _HINTS_A_CALL = 5000
+_USERS_A_CALL = 300
 _SILENT_SWEEPS = 6
 """A due row is hinted again after so many sweeps without being claimed, times the queue's length in 5,000: in a
 long queue that is no sign of a lost hint, and a million rows would be written anew every half minute."""
@@ -124,20 +127,23 @@ async def sweep(
 
 
 async def _ring(resources: Resources, stop: anyio.Event) -> bool:
-    """Ring for all that is due and unheard of; False if the queue does not take it."""
+    """Ring for what is next of each user and unheard of; False if the queue does not take it."""
+    settings, after = resources.settings, NOBODY
     while not stop.is_set() and await resources.doorbell.is_job_queue_available():
         length = max(1.0, resources.doorbell.waiting / _HINTS_A_CALL)
-        silent_seconds = _SILENT_SWEEPS * resources.settings.sweep_interval_seconds * length
+        silent_seconds = _SILENT_SWEEPS * settings.sweep_interval_seconds * length
         async with transaction(resources.pool) as conn:
             if not await _is_leader(conn):
                 return True
-            hints = await take_unhinted(conn, limit=_HINTS_A_CALL, silent_seconds=silent_seconds)
-        if hints and not await resources.doorbell.enqueue_file_processing_jobs(hints):
-            async with transaction(resources.pool) as conn:
-                await mark_unhinted(conn, hints)
+            user_ids = await users_waiting(conn, after=after, limit=_USERS_A_CALL)
+            hints = await take_unhinted(
+                conn, user_ids, most_a_user=settings.hints_a_user, silent_seconds=silent_seconds
+            )
+        if not await ring_for(resources, hints):
             return False
-        if len(hints) < _HINTS_A_CALL:
+        if len(user_ids) < _USERS_A_CALL:
             return True
+        after = user_ids[-1]
     return stop.is_set()
 
 
@@ -167,7 +173,14 @@ async def _drain(processor: Processor, group: TaskGroup, limiter: anyio.Capacity
     settings = processor.resources.settings
     with anyio.CancelScope(shield=True):  # claimed is claimed: whoever is cancelled then gives it back in `run`
         async with transaction(processor.resources.pool) as conn:
-            claims = await claim_due(conn, limit=free, lease_seconds=settings.lease_seconds, worker=processor.name)
+            claims = await claim_due(
+                conn,
+                limit=free,
+                lease_seconds=settings.lease_seconds,
+                worker=processor.name,
+                after=processor.last_served,
+            )
+    processor.last_served = turn_after(claims, processor.last_served)
     for held in claims:
         borrower = object()
         limiter.acquire_on_behalf_of_nowait(borrower)

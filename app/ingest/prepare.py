@@ -9,6 +9,7 @@ from app.db import connection
 from app.embedding import EmbeddingModel
 from app.extraction import Chunking
 from app.ingest.embedding import EmbeddingOrder, embed_texts
+from app.ingest.ringing import ring_for_next
 from app.records.files import blob_key
 from app.records.ingestions import Claim, note_billed, note_progress
 from app.records.store_files import list_targets
@@ -33,6 +34,11 @@ async def prepare(resources: Resources, held: Claim) -> PreparedFile:
         Transient: a part failed that may heal.
     """
     orders = await _orders(resources, held)
+    await ring_for_next(resources, held.user_id)
+    return await _work_through(resources, held, orders)
+
+
+async def _work_through(resources: Resources, held: Claim, orders: Sequence[EmbeddingOrder]) -> PreparedFile:
     texts = await _extract(resources, held)
     encoded = {}
     for order in orders:

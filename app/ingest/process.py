@@ -15,6 +15,7 @@ from app.ingest.leases import LeaseKeeper
 from app.ingest.outcomes import Completed, Failed, Outcome, RetryLater, Superseded, outcome_of
 from app.ingest.prepare import prepare
 from app.records.ingestions import Claim, Hint, claim, fail, give_back, note_progress, retry_later
+from app.records.turns import NOBODY
 from app.resources import Resources
 
 _WRITERS = 2
@@ -31,6 +32,7 @@ class Processor:
     def __init__(self, resources: Resources, *, name: str) -> None:
         self.resources = resources
         self.name = name
+        self.last_served = NOBODY  # the user to whom the drain came last
         self._leases = LeaseKeeper(
             resources.settings.database_url, lease_seconds=resources.settings.lease_seconds, name=name
         )

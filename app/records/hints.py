@@ -2,6 +2,9 @@
 
 `hinted_at` of a queued row: when the queue last heard of it. Of a settled row: nobody has run the job of its last
 hint (it was cancelled, or taken straight from Postgres), so that the job is to be withdrawn.
+
+The queue serves who comes first, so it hears only of the next few files of each user: whoever has thousands waiting
+stands before nobody else with more than these. Each file that is begun has the next one rung for.
 """
 
 from collections.abc import Sequence
@@ -11,7 +14,6 @@ from uuid import UUID
 from app.db import Connection
 from app.records.ingestions import Hint
 
-_HEARD = "coalesce(hinted_at, '-infinity'::timestamptz)"  # as ix_ingestions_unheard has it
 _SETTLED = "state IN ('completed', 'failed', 'cancelled')"
 
 
@@ -24,25 +26,33 @@ class OvertakenHint:
     state: str
 
 
-async def take_unhinted(conn: Connection, *, limit: int, silent_seconds: float) -> list[Hint]:
-    """Due rows of which the queue has not heard for a while, or lost what it heard; marked as hinted now.
+async def take_unhinted(
+    conn: Connection, user_ids: Sequence[UUID], *, most_a_user: int, silent_seconds: float | None = None
+) -> list[Hint]:
+    """Of the next due rows of each user those of which the queue has not heard; marked as hinted now.
 
-    Those not heard of for longest come first, by an index: in a long queue, the rest is not even read. The caller
-    rings.
+    Nor of which it has lost what it heard; nor, with `silent_seconds`, which it has not asked for since so long.
+    The caller rings. Rivals who do the same each take what the other has not locked.
     """
+    unheard = """(
+        hinted_at IS NULL OR hinted_at < (SELECT since FROM queue_epochs)
+        OR greatest(hinted_at, next_run_at) < now() - make_interval(secs => $3)
+    )"""
     rows = await conn.fetch(
         f"""
         UPDATE ingestions SET hinted_at = now() WHERE id = ANY(ARRAY(
-            SELECT id FROM ingestions
-            WHERE state = 'queued' AND next_run_at <= now()
-              AND {_HEARD} < greatest((SELECT since FROM queue_epochs), now() - make_interval(secs => $1))
-              AND (hinted_at IS NULL OR hinted_at < (SELECT since FROM queue_epochs)
-                   OR next_run_at < now() - make_interval(secs => $1))
-            ORDER BY {_HEARD} LIMIT $2 FOR UPDATE SKIP LOCKED
+            SELECT id FROM ingestions WHERE state = 'queued' AND {unheard} AND id = ANY(ARRAY(
+                SELECT line.id FROM unnest($1::uuid[]) AS u (user_id) CROSS JOIN LATERAL (
+                    SELECT id, hinted_at, next_run_at FROM ingestions
+                    WHERE state = 'queued' AND user_id = u.user_id AND next_run_at <= now()
+                    ORDER BY next_run_at, id LIMIT $2
+                ) line WHERE {unheard}
+            )) FOR UPDATE SKIP LOCKED
         )) RETURNING id, user_id, embedding_key_id, fence + 1 AS next_fence
         """,
+        user_ids,
+        most_a_user,
         silent_seconds,
-        limit,
     )
     return [Hint(row["id"], row["user_id"], row["embedding_key_id"], row["next_fence"]) for row in rows]
 

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-import asyncpg
-
 from app.db import Connection
 from app.errors import FailureCode, NotFound
 from app.ids import to_wire
@@ -103,14 +101,24 @@ async def insert_ingestions(
     user_id: UUID,
     batch_id: UUID | None,
     embedding_key_id: UUID | None,
+    most_hints: int,
 ) -> list[Hint]:
-    """Queue files, already hinted: whoever inserts rings the queue right after the commit."""
-    await conn.execute(
+    """Queue files; the hints that the queue is to hear right after the commit, marked as heard.
+
+    As many as the user has less than `most_hints` due files; the others' turn comes later, see `app.records.hints`.
+    """
+    rows = await conn.fetch(
         """
         INSERT INTO ingestions (id, user_id, file_id, batch_id, embedding_key_id, hinted_at,
                                 max_chunk_size_tokens, chunk_overlap_tokens)
-        SELECT n.id, $1, n.file_id, $2, $3, now(), n.max_tokens, n.overlap
-        FROM unnest($4::uuid[], $5::uuid[], $6::int[], $7::int[]) AS n (id, file_id, max_tokens, overlap)
+        SELECT n.id, $1, n.file_id, $2, $3, CASE WHEN waiting.files + row_number() OVER (ORDER BY n.id) <= $8
+                                            THEN now() END, n.max_tokens, n.overlap
+        FROM unnest($4::uuid[], $5::uuid[], $6::int[], $7::int[]) AS n (id, file_id, max_tokens, overlap), (
+            SELECT count(*) AS files FROM (
+                SELECT FROM ingestions WHERE state = 'queued' AND user_id = $1 AND next_run_at <= now() LIMIT $8
+            ) line
+        ) waiting
+        RETURNING id, hinted_at
         """,
         user_id,
         batch_id,
@@ -119,8 +127,9 @@ async def insert_ingestions(
         [new.file_id for new in news],
         [new.max_chunk_size_tokens for new in news],
         [new.chunk_overlap_tokens for new in news],
+        most_hints,
     )
-    return [Hint(new.id, user_id, embedding_key_id, next_fence=1) for new in news]
+    return [Hint(row["id"], user_id, embedding_key_id, next_fence=1) for row in rows if row["hinted_at"]]
 
 
 async def get_ingestion(conn: Connection, ingestion_id: UUID, *, user_id: UUID | None) -> Ingestion:
@@ -173,11 +182,7 @@ async def cancel(conn: Connection, ingestion_id: UUID) -> None:
     await conn.execute(f"{CANCEL} WHERE id = $1 AND state IN ('queued', 'running')", ingestion_id)
 
 
-def _to_claim(row: asyncpg.Record) -> Claim:
-    return Claim(**dict(row))
-
-
-_CLAIM = """
+CLAIM = """
     UPDATE ingestions i
     SET state = 'running', stage = 'reading', fence = i.fence + 1, attempts = i.attempts + 1,
         lease_until = now() + make_interval(secs => $1), leased_by = $2, started_at = now(),
@@ -185,7 +190,7 @@ _CLAIM = """
     FROM files f
     WHERE f.id = i.file_id AND i.state = 'queued' AND i.next_run_at <= now()
 """
-_CLAIMED = """
+CLAIMED = """
     RETURNING i.id AS ingestion_id, i.fence, i.attempts, i.user_id, i.file_id, f.filename, f.media_type,
               i.embedding_key_id, i.max_chunk_size_tokens, i.chunk_overlap_tokens
 """
@@ -193,26 +198,9 @@ _CLAIMED = """
 
 async def claim(conn: Connection, ingestion_id: UUID, *, lease_seconds: float, worker: str) -> Claim | None:
     """Take the ingestion that a hint names; None when a rival was first, it is settled, gone, or not yet due."""
-    claim_it = _CLAIM.format(hinted_at="NULL")  # its job runs, so there will be none to withdraw
-    row = await conn.fetchrow(f"{claim_it} AND i.id = $3 {_CLAIMED}", lease_seconds, worker, ingestion_id)
-    return _to_claim(row) if row else None
-
-
-async def claim_due(conn: Connection, *, limit: int, lease_seconds: float, worker: str) -> list[Claim]:
-    """Take up to `limit` due ingestions, oldest first; rows that a rival is taking are skipped."""
-    claim_all = _CLAIM.format(hinted_at="now()")  # their jobs may be waiting in the queue
-    rows = await conn.fetch(
-        f"""
-        {claim_all} AND i.id = ANY(ARRAY( -- evaluated once; a join would run IN's subquery again and pass the limit
-            SELECT id FROM ingestions WHERE state = 'queued' AND next_run_at <= now()
-            ORDER BY next_run_at LIMIT $3 FOR UPDATE SKIP LOCKED
-        )) {_CLAIMED}
-        """,
-        lease_seconds,
-        worker,
-        limit,
-    )
-    return [_to_claim(row) for row in rows]
+    claim_it = CLAIM.format(hinted_at="NULL")  # its job runs, so there will be none to withdraw
+    row = await conn.fetchrow(f"{claim_it} AND i.id = $3 {CLAIMED}", lease_seconds, worker, ingestion_id)
+    return Claim(**dict(row)) if row else None
 
 
 async def extend_leases(

@@ -63,7 +63,12 @@ class Workbench:
         new = NewIngestion(new_id(), file_id, {}, 800, 400)
         async with transaction(self.resources.pool) as conn:
             await insert_ingestions(
-                conn, [new], user_id=self.owner.user_id, batch_id=None, embedding_key_id=embedding_key_id
+                conn,
+                [new],
+                user_id=self.owner.user_id,
+                batch_id=None,
+                embedding_key_id=embedding_key_id,
+                most_hints=16,
             )
             await delete_chunks(conn, await attach(conn, [new], stores))
         return new.id

@@ -32,13 +32,13 @@ from app.records.ingestions import (
     Claim,
     cancel,
     claim,
-    claim_due,
     extend_leases,
     fail,
     give_back,
     retry_later,
 )
 from app.records.store_files import detach_everywhere
+from app.records.turns import claim_due
 from app.resources import open_resources
 from app.settings import Settings
 from app.vector.chunks import delete_chunks

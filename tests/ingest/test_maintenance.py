@@ -23,7 +23,8 @@ from app.ids import new_id
 from app.ingest.maintenance import maintain, sweep
 from app.ingest.process import Processor
 from app.records.accepted_requests import RequestIdentity, accept
-from app.records.ingestions import Hint, cancel, claim, claim_due
+from app.records.ingestions import Hint, cancel, claim
+from app.records.turns import claim_due
 from app.resources import Resources, open_resources
 from app.settings import Settings
 from app.worker import run_worker

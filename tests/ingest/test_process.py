@@ -22,13 +22,13 @@ from app.records.batches import cancel_batch, insert_batch
 from app.records.ingestions import (
     NewIngestion,
     claim,
-    claim_due,
     fail,
     give_back,
     insert_ingestions,
     take_back_expired,
 )
 from app.records.store_files import attach, detach, detach_all, detach_everywhere
+from app.records.turns import claim_due
 from app.records.vector_stores import delete_store, lock_store_for_deletion
 from app.resources import open_resources
 from app.settings import KeyEncryptionKey
@@ -413,7 +413,7 @@ async def test_deadlocks_do_not_come_from_many_at_once(bench: Workbench) -> None
             news = [NewIngestion(new_id(), file_id, {}, 800, 400)]
             async with transaction(bench.resources.pool) as conn:
                 await insert_ingestions(
-                    conn, news, user_id=bench.owner.user_id, batch_id=None, embedding_key_id=None
+                    conn, news, user_id=bench.owner.user_id, batch_id=None, embedding_key_id=None, most_hints=16
                 )
                 chosen = [stores[number % 3], stores[turn % 3]][:: 1 if turn % 2 else -1]
                 await delete_chunks(conn, await attach(conn, news, list(dict.fromkeys(chosen))))

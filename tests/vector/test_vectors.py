@@ -44,7 +44,9 @@ class Bench:
         new_file = NewFile(file_id, f"{texts[0][:20]}.txt", "assistants", None, 1, b"")
         await insert_file(self.conn, new_file, owner_id=self.owner.user_id)
         new = NewIngestion(new_id(), file_id, attributes, 800, 400)
-        await insert_ingestions(self.conn, [new], user_id=self.owner.user_id, batch_id=None, embedding_key_id=None)
+        await insert_ingestions(
+            self.conn, [new], user_id=self.owner.user_id, batch_id=None, embedding_key_id=None, most_hints=16
+        )
         await attach(self.conn, [new], [self.target.vector_store_id])
         encoded = encode_chunks(file_id, texts, vectors)
         await copy_chunks(self.conn, [(self.target.shard, self.target.vector_store_id, encoded)])
