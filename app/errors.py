@@ -129,5 +129,9 @@ class RateLimited(Transient):
     costs_attempt = False
 
 
+class KeyBusy(RateLimited):
+    """An embedding key is to pause, or has its share of the work: known before anything was done for the file."""
+
+
 class Broken(SluiceError):
     """Sluice itself is set up wrongly or broke one of its own rules."""

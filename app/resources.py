@@ -69,6 +69,7 @@ async def open_resources(
                 batch_size=settings.rag_embedding_batch_size,
                 concurrency=settings.embedding_concurrency,
                 timeout_seconds=settings.embedding_timeout_seconds,
+                slots=settings.worker_concurrency,
             )
         )
         extractor = await stack.enter_async_context(

@@ -39,12 +39,20 @@ class Dispatcher:
     """Carries calls to the API and their vectors back, on one event loop."""
 
     def __init__(
-        self, api: OpenAIEmbeddings, *, batch_size: int, concurrency: int, patience_seconds: float, clock: Clock
+        self,
+        api: OpenAIEmbeddings,
+        *,
+        batch_size: int,
+        concurrency: int,
+        patience_seconds: float,
+        throttle_patience_seconds: float,
+        clock: Clock,
     ) -> None:
         self._api = api
         self._batch_size = batch_size
         self._concurrency = concurrency
         self._patience_seconds = patience_seconds
+        self._throttle_patience_seconds = throttle_patience_seconds
         self._clock = clock
         self._lanes: dict[tuple[EmbeddingCredential, EmbeddingModel], _Lane] = {}
         self._limiters: dict[tuple[str, str], KeyLimiter] = {}
@@ -53,6 +61,10 @@ class Dispatcher:
     def submit(self, call: Call, *, model: EmbeddingModel, credential: EmbeddingCredential) -> None:
         """Queue a call; its future says how it ended. It leaves at the next turn of the loop if its key is free."""
         self._lane(credential, model).queue.add(call)
+
+    def limiter_of(self, credential: EmbeddingCredential) -> KeyLimiter | None:
+        """What is known of a key's limits; None before its first request."""
+        return self._limiters.get((credential.key_id, credential.base_url))
 
     async def aclose(self) -> None:
         """End every request; calls that still wait fail as `Transient`."""
@@ -88,7 +100,7 @@ class Dispatcher:
     async def _run(self, lane: _Lane) -> None:
         """Send what the lane holds until it holds no more."""
         while lane.queue:
-            parked_seconds = await lane.limiter.acquire(patience_seconds=self._patience_seconds)
+            parked_seconds = await lane.limiter.acquire(patience_seconds=self._throttle_patience_seconds)
             if parked_seconds:
                 for call in self._close(lane):
                     call.fail(_parked(lane, parked_seconds).as_error())
@@ -137,9 +149,11 @@ class Dispatcher:
         """Queue the request again after a wait; or fail it, if that would outlast its patience."""
         first_tried_at = started_at if pack.first_tried_at is None else pack.first_tried_at
         wait = max(backoff_seconds(pack.retries), fault.wait_seconds or 0.0)  # some ask for a pause of 0 seconds
+        patience = self._patience_seconds
         if fault.kind == "throttled":
             lane.limiter.park(wait, started_at=started_at)
-        patience_left = self._patience_seconds - (self._clock.now() - first_tried_at)
+            patience = self._throttle_patience_seconds
+        patience_left = patience - (self._clock.now() - first_tried_at)
         _log.info("embedding_retry", reason=fault.sentence, key_id=lane.credential.key_id, wait_seconds=wait)
         if wait > patience_left:
             _fail(pack, fault, wait_seconds=wait)

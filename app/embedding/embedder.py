@@ -1,5 +1,5 @@
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing, nullcontext
 from types import TracebackType
 from typing import Self
 
@@ -10,11 +10,14 @@ from app.embedding.limiter import Clock
 from app.embedding.local import LocalEmbeddings
 from app.embedding.openai_api import OpenAIEmbeddings
 from app.embedding.packing import Call, estimated_tokens
+from app.embedding.room import Room
 from app.embedding.values import Answered, Embedded, EmbeddingCredential, EmbeddingModel
 from app.errors import Unprocessable
 from app.settings import LOCAL_DIMENSIONS
 
 PATIENCE_SECONDS = 60.0
+THROTTLE_PATIENCE_SECONDS = 10.0
+"""Shorter: whoever waits for a key that is limited holds a slot that others could use."""
 LOCAL_THREADS = 2
 LOCAL_TEXTS = 2048  # at once, so that a book shows progress
 
@@ -29,6 +32,8 @@ class Embedder:
         concurrency: int,
         timeout_seconds: float,
         patience_seconds: float = PATIENCE_SECONDS,
+        throttle_patience_seconds: float = THROTTLE_PATIENCE_SECONDS,
+        slots: int = 1,
         local_threads: int = LOCAL_THREADS,
         clock: Clock | None = None,
     ) -> None:
@@ -38,8 +43,10 @@ class Embedder:
             batch_size: most texts in one request.
             concurrency: most requests under way at once for one key.
             timeout_seconds: how long one request may take.
-            patience_seconds: how long after its first try a request is made again, and how long a pause that
-                the API asked for is waited out; beyond it, `Transient`.
+            patience_seconds: how long after its first try a request is made again; beyond it, `Transient`.
+            throttle_patience_seconds: the same where the API limits the rate, and how long a pause that it asked
+                for is waited out; beyond it, `RateLimited`.
+            slots: how many files this process works on at once, see `room_for`.
             local_threads: threads of the built-in model.
             clock: time, for tests.
         """
@@ -50,8 +57,10 @@ class Embedder:
             batch_size=batch_size,
             concurrency=concurrency,
             patience_seconds=patience_seconds,
+            throttle_patience_seconds=min(patience_seconds, throttle_patience_seconds),
             clock=clock or Clock(),
         )
+        self._room = Room(slots=slots, limiter_of=self._dispatcher.limiter_of)
 
     async def __aenter__(self) -> Self:
         return self
@@ -62,6 +71,14 @@ class Embedder:
         await self._dispatcher.aclose()
         await self._api.aclose()
         await self._local.aclose()
+
+    def room_for(self, credential: EmbeddingCredential | None) -> AbstractContextManager[None]:
+        """Room for one file that this key pays for, while the block runs; without a key there is always room.
+
+        Raises:
+            KeyBusy: the key is to pause, or its rate is limited and it has its share of the slots.
+        """
+        return nullcontext() if credential is None else self._room.take(credential)
 
     async def embed(
         self, texts: Sequence[str], *, model: EmbeddingModel, credential: EmbeddingCredential | None

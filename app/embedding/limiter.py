@@ -1,6 +1,7 @@
 """How many requests a key may have under way, and when it must pause."""
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -8,6 +9,8 @@ from dataclasses import dataclass
 
 BACKOFF_BASE_SECONDS = 0.5
 BACKOFF_MAX_SECONDS = 8.0
+THROTTLED_SECONDS = 30.0
+"""How long after a complaint a key counts as throttled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,7 @@ class KeyLimiter:
         self._in_flight = 0
         self._parked_until = clock.now()
         self._narrowed_at = self._parked_until
+        self._complained_at = -math.inf
         self._freed = asyncio.Event()
 
     @property
@@ -48,8 +52,12 @@ class KeyLimiter:
     @property
     def is_idle(self) -> bool:
         """Whether forgetting this limiter would change nothing."""
-        parked = self._parked_until > self._clock.now()
-        return not (self._in_flight or parked or self._window < self._most)
+        return not (self._in_flight or self.is_throttled or self._window < self._most)
+
+    @property
+    def is_throttled(self) -> bool:
+        """Whether the key has to pause, or had to a moment ago."""
+        return self.parked_seconds() > 0 or self._clock.now() < self._complained_at + THROTTLED_SECONDS
 
     def parked_seconds(self) -> float:
         """How long the key still has to pause."""
@@ -86,7 +94,7 @@ class KeyLimiter:
 
     def park(self, seconds: float, *, started_at: float) -> None:
         """Let nothing out for `seconds`, because of a request that began at `started_at` on our clock."""
-        now = self._clock.now()
+        self._complained_at = now = self._clock.now()
         self._parked_until = max(self._parked_until, now + seconds)
         if started_at >= self._narrowed_at:
             self._window = max(1.0, self._window / 2)

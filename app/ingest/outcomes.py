@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 
-from app.errors import Broken, FailureCode, SluiceError, Transient, Unprocessable
+from app.errors import Broken, FailureCode, KeyBusy, RateLimited, SluiceError, Transient, Unprocessable
 
 _MOST_BACKOFF_SECONDS = 3600.0
+_LEAST_PAUSE_SECONDS = 10.0
+"""As long as a throttled key was waited for in vain: shorter would hold its slots most of the time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,8 @@ class RetryLater:
     delay_seconds: float
     message: str
     costs_attempt: bool = True
+    pauses_key: bool = False  # the provider has just said so: the user's other files of this key wait, too
+    waits_in_line: bool = False  # it comes again in its user's turn, not by a hint of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +51,17 @@ def outcome_of(
 
     Refusals fail at once. What may heal, and bugs of ours, are tried `most_retries` more times, the delay
     doubling from `retry_delay_seconds` up to an hour, never shorter than the other side asked for. What costs no
-    attempt, as a provider that limits its rate, is waited for as long as it takes.
+    attempt is waited for as long as it takes; a provider that limits its rate is asked again as soon as it says, but
+    for a least pause.
     """
     if isinstance(error, Unprocessable):
         return Failed(error.failure, str(error))
     message = _for_a_person(error)
     asked = error.retry_after_seconds if isinstance(error, Transient) else None
+    if isinstance(error, RateLimited):
+        pause = retry_delay_seconds if asked is None else max(asked, min(retry_delay_seconds, _LEAST_PAUSE_SECONDS))
+        is_known = isinstance(error, KeyBusy)
+        return RetryLater(pause, message, costs_attempt=False, pauses_key=not is_known, waits_in_line=is_known)
     if isinstance(error, Transient) and not error.costs_attempt:
         return RetryLater(max(retry_delay_seconds, asked or 0.0), message, costs_attempt=False)
     if attempts > most_retries:

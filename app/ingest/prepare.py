@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from app.credentials import credential_for
@@ -31,11 +32,15 @@ async def prepare(resources: Resources, held: Claim) -> PreparedFile:
     Raises:
         Unprocessable: the file or the key is at fault; known as early as possible, before anything is parsed
             or paid for.
+        KeyBusy: the key is throttled; nothing has been done for the file.
         Transient: a part failed that may heal.
     """
     orders = await _orders(resources, held)
-    await ring_for_next(resources, held.user_id)
-    return await _work_through(resources, held, orders)
+    with ExitStack() as stack:
+        for credential in {order.credential for order in orders}:
+            stack.enter_context(resources.embedder.room_for(credential))
+        await ring_for_next(resources, held.user_id)
+        return await _work_through(resources, held, orders)
 
 
 async def _work_through(resources: Resources, held: Claim, orders: Sequence[EmbeddingOrder]) -> PreparedFile:

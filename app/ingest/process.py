@@ -15,7 +15,7 @@ from app.ingest.leases import LeaseKeeper
 from app.ingest.outcomes import Completed, Failed, Outcome, RetryLater, Superseded, outcome_of
 from app.ingest.prepare import prepare
 from app.records.ingestions import Claim, Hint, claim, fail, give_back, note_progress, retry_later
-from app.records.turns import NOBODY
+from app.records.turns import NOBODY, put_off_others
 from app.resources import Resources
 
 _WRITERS = 2
@@ -128,6 +128,8 @@ class Processor:
             if isinstance(outcome, Failed):
                 counts = await fail(conn, held, code=outcome.code, message=outcome.message)
                 return outcome if counts else Superseded(), None
+            if outcome.pauses_key:  # first: it may be repeated
+                await put_off_others(conn, held, delay_seconds=outcome.delay_seconds, message=outcome.message)
             hint = await retry_later(
                 conn,
                 held,
@@ -135,7 +137,9 @@ class Processor:
                 message=outcome.message,
                 costs_attempt=outcome.costs_attempt,
             )
-        return Superseded() if hint is None else outcome, hint
+        if hint is None:
+            return Superseded(), None
+        return outcome, None if outcome.waits_in_line else hint
 
     async def _give_back(self, held: Claim) -> None:
         with anyio.move_on_after(_GIVE_BACK_SECONDS, shield=True):

@@ -6,8 +6,10 @@ from uuid import UUID
 
 from app.db import Connection
 from app.records.ingestions import CLAIM, CLAIMED, Claim
+from app.settings import LOCAL_MODEL
 
 NOBODY = UUID(int=0)
+_MOST_PUT_OFF = 2000
 
 
 async def users_waiting(conn: Connection, *, after: UUID, limit: int) -> list[UUID]:
@@ -65,6 +67,33 @@ async def _claim_of(
         limit,
     )
     return [Claim(**dict(row)) for row in rows]
+
+
+async def put_off_others(conn: Connection, held: Claim, *, delay_seconds: float, message: str) -> None:
+    """Put off what waits of the same user and is to be paid by the same key, up to a whole batch.
+
+    The jobs that the queue has of them find them not yet due.
+    """
+    await conn.execute(
+        """
+        UPDATE ingestions SET next_run_at = now() + make_interval(secs => $3), hinted_at = NULL, error_message = $4
+        WHERE id = ANY(ARRAY(
+            SELECT id FROM ingestions i WHERE state = 'queued' AND user_id = $1
+              AND next_run_at < now() + make_interval(secs => $3) AND embedding_key_id IS NOT DISTINCT FROM $2
+              AND EXISTS (  -- without a key of their own, files for the built-in model look the same
+                  SELECT FROM vector_store_files v JOIN vector_stores s ON s.id = v.vector_store_id
+                  WHERE v.ingestion_id = i.id AND s.model <> $5
+              )
+            ORDER BY next_run_at, id LIMIT $6 FOR UPDATE SKIP LOCKED
+        ))
+        """,
+        held.user_id,
+        held.embedding_key_id,
+        delay_seconds,
+        message,
+        LOCAL_MODEL,
+        _MOST_PUT_OFF,
+    )
 
 
 def turn_after(claims: Sequence[Claim], after: UUID) -> UUID:

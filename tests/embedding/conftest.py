@@ -89,7 +89,14 @@ def stopped() -> Stopped:
 @pytest.fixture
 def open_embedder(skipping: Skipping) -> Callable[..., AbstractAsyncContextManager[Embedder]]:
     """An Embedder on a skipping clock; anything may be set otherwise."""
-    return partial(Embedder, batch_size=4, concurrency=2, timeout_seconds=5, clock=skipping.clock)
+    return partial(
+        Embedder,
+        batch_size=4,
+        concurrency=2,
+        timeout_seconds=5,
+        throttle_patience_seconds=60,
+        clock=skipping.clock,
+    )
 
 
 @pytest.fixture

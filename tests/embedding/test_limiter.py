@@ -1,6 +1,6 @@
 import asyncio
 
-from app.embedding.limiter import BACKOFF_MAX_SECONDS, KeyLimiter, backoff_seconds
+from app.embedding.limiter import BACKOFF_MAX_SECONDS, THROTTLED_SECONDS, KeyLimiter, backoff_seconds
 
 
 async def _full(limiter: KeyLimiter) -> int:
@@ -65,6 +65,9 @@ async def test_a_limiter_that_remembers_something_is_not_idle(stopped):
     limiter.park(5, started_at=stopped.time)
     assert not limiter.is_idle
     stopped.advance(5)
+    assert limiter.parked_seconds() == 0
+    assert limiter.is_throttled
+    stopped.advance(THROTTLED_SECONDS - 5)
     assert limiter.is_idle
 
     await limiter.acquire(patience_seconds=1)

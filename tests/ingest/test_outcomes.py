@@ -2,7 +2,7 @@ import asyncpg
 import pytest
 
 from app.db import NoConnection
-from app.errors import Broken, RateLimited, Transient, Unprocessable
+from app.errors import Broken, KeyBusy, RateLimited, Transient, Unprocessable
 from app.ingest.outcomes import Failed, RetryLater, outcome_of
 
 
@@ -17,9 +17,23 @@ from app.ingest.outcomes import Failed, RetryLater, outcome_of
         (Transient("busy", retry_after_seconds=900), 1, RetryLater(900, "busy")),
         (Transient("busy", retry_after_seconds=1), 1, RetryLater(60, "busy")),
         (Transient("busy"), 4, Failed("attempts_exhausted", "Gave up after 4 attempts; the last error: busy")),
-        (RateLimited("slow", retry_after_seconds=900), 9, RetryLater(900, "slow", costs_attempt=False)),
-        (RateLimited("slow"), 9, RetryLater(60, "slow", costs_attempt=False)),
         (NoConnection("none"), 9, RetryLater(60, "none", costs_attempt=False)),
+        (
+            RateLimited("slow", retry_after_seconds=900),
+            9,
+            RetryLater(900, "slow", costs_attempt=False, pauses_key=True),
+        ),
+        (
+            RateLimited("slow", retry_after_seconds=1),
+            9,
+            RetryLater(10, "slow", costs_attempt=False, pauses_key=True),
+        ),
+        (RateLimited("slow"), 9, RetryLater(60, "slow", costs_attempt=False, pauses_key=True)),
+        (
+            KeyBusy("full", retry_after_seconds=0),
+            9,
+            RetryLater(10, "full", costs_attempt=False, waits_in_line=True),
+        ),
         (TimeoutError(), 1, RetryLater(60, "The attempt took longer than JOB_TIMEOUT allows.")),
     ],
 )

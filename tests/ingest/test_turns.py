@@ -1,8 +1,10 @@
-"""One tenant's trouble is its own: a huge batch does not hold up the others."""
+"""One tenant's trouble is its own: neither a huge batch nor a key that is throttled holds up the others."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from uuid import UUID
 
 import anyio
@@ -12,13 +14,17 @@ from app.access.tokens import Principal
 from app.api.attaching import FileToAttach, attach_files, ring
 from app.db import transaction
 from app.doorbell import Doorbell, job_id_of
+from app.embedding import Embedder
 from app.extraction import Chunking
-from app.ingest.maintenance import sweep
-from app.ingest.outcomes import Completed
+from app.ingest.maintenance import maintain, sweep
+from app.ingest.outcomes import Completed, RetryLater
 from app.records.ingestions import Claim, cancel
 from app.records.turns import NOBODY, claim_due, turn_after, users_waiting
 from app.worker import run_worker
 from tests.ingest.conftest import Workbench
+from tests.support.fake_openai import FakeOpenAI, Status
+
+PAID = {"model": "text-embedding-3-small", "dimensions": 8}
 
 
 @pytest.fixture
@@ -147,3 +153,67 @@ async def test_a_user_whose_work_is_not_due_takes_nobodys_turn(bench: Workbench,
         assert await users_waiting(conn, after=other.owner.user_id, limit=9) == []
         (held,) = await claim_due(conn, limit=1, lease_seconds=30, worker="w")
     assert held.user_id == other.owner.user_id
+
+
+async def test_a_pause_that_the_provider_asks_for_puts_off_all_that_wait_for_the_key(
+    paid: Workbench, provider: FakeOpenAI
+) -> None:
+    dear, free = await paid.store(**PAID), await paid.store()
+    first, second, third = [await paid.attach(await paid.file(f"lamp {n}"), [dear]) for n in range(3)]
+    local = await paid.attach(await paid.file(), [free])
+    provider.for_word["lamp"] = Status(429, {"retry-after": "1000"})
+    assert isinstance(await paid.processor.process(first), RetryLater)
+    for each in (second, third):
+        row = await paid.row(each)
+        assert (row.next_run_at - datetime.now(UTC)).total_seconds() > 900
+        assert "limits its rate" in (row.error_message or "")
+    assert isinstance(await paid.processor.process(local), Completed)
+    assert await paid.findings() == []
+
+
+async def test_a_pause_that_is_known_is_waited_for_before_the_file_is_read(
+    paid: Workbench, provider: FakeOpenAI
+) -> None:
+    store = await paid.store(**PAID)
+    provider.script(Status(429, {"retry-after": "1000"}))
+    assert isinstance(await paid.processor.process(await paid.attach(await paid.file(), [store])), RetryLater)
+    unreadable = await paid.attach(await paid.file(b"\x00\x01" * 100, "unreadable.bin"), [store])
+    outcome = await paid.processor.process(unreadable)
+    assert isinstance(outcome, RetryLater)
+    assert outcome.delay_seconds > 900
+    assert ((await paid.row(unreadable)).attempts, len(provider.requests)) == (0, 1)
+    await paid.sql("UPDATE ingestions SET next_run_at = now()")
+    await sweep(paid.resources, has_queue=True)
+    job_id = job_id_of(unreadable, 2)
+    assert await paid.resources.doorbell.statuses([job_id]) == {job_id: "queued"}
+
+
+@asynccontextmanager
+async def maintaining(bench: Workbench, *, concurrency: int) -> AsyncIterator[None]:
+    async def run() -> None:
+        async with bench.processor.keeping_leases():
+            await maintain(bench.processor, concurrency=concurrency, stop=anyio.Event())
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(run)
+        yield
+        group.cancel_scope.cancel()
+
+
+async def test_files_of_a_throttled_key_leave_a_slot_to_others(
+    paid: Workbench, provider: FakeOpenAI, make_principal: Callable[[str], Awaitable[tuple[Principal, str]]]
+) -> None:
+    provider.script(*[Status(429, {"retry-after": "0.3"})] * 10_000)
+    async with Embedder(batch_size=1, concurrency=1, timeout_seconds=5, patience_seconds=1, slots=2) as embedder:
+        parts = replace(without_queue(paid).resources, embedder=embedder)
+        bench = Workbench(parts, paid.owner)
+        dear, free = await bench.store(**PAID), await bench.store()
+        for n in range(8):  # whose turns come first; the server's key pays for all of them
+            user = Workbench(parts, (await make_principal(f"user {n}"))[0])
+            await user.attach(await user.file(f"throttled {n}"), [dear])
+        last = Workbench(parts, (await make_principal("last"))[0])
+        local = await last.attach(await last.file("mine"), [free])
+        async with maintaining(bench, concurrency=2):
+            await until_completed(bench, [local])
+    tried = {text for request in provider.requests for text in request.texts}
+    assert len(tried) <= 3  # the two that met the first complaint, and one more
