@@ -1,5 +1,6 @@
 """What README and docs say is checked against the program."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -170,3 +171,14 @@ def test_the_readmes_example_runs_as_it_stands(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stderr
     assert "completed" in ran.stdout
     assert "lamp.txt In fog the keeper sounds two blasts every minute." in ran.stdout
+
+
+def test_pgbouncer_is_told_to_ignore_each_start_parameter_that_it_does_not_know() -> None:
+    (sent,) = (
+        node.value
+        for node in ast.walk(ast.parse((ROOT / "app" / "db.py").read_text()))
+        if isinstance(node, ast.keyword) and node.arg == "server_settings"
+    )
+    names = set(ast.literal_eval(ast.unparse(ast.List(sent.keys)))) - {"application_name"}
+    (told,) = re.findall(r"ignore_startup_parameters = (\S+)", README)
+    assert set(told.split(",")) == names

@@ -51,8 +51,8 @@ def outcome_of(
 
     Refusals fail at once. What may heal, and bugs of ours, are tried `most_retries` more times, the delay
     doubling from `retry_delay_seconds` up to an hour, never shorter than the other side asked for. What costs no
-    attempt is waited for as long as it takes; a provider that limits its rate is asked again as soon as it says, but
-    for a least pause.
+    attempt is waited for as long as it takes; a provider that limits its rate is asked again when it says, but for
+    a least pause.
     """
     if isinstance(error, Unprocessable):
         return Failed(error.failure, str(error))
