@@ -13,7 +13,7 @@ from rq.queue import Queue
 from rq.rate_limit import RateLimitRegistry
 from rq.registry import DeferredJobRegistry, FailedJobRegistry, FinishedJobRegistry, ReadyJobRegistry
 from rq.timeouts import TimerDeathPenalty
-from rq.utils import now
+from rq.utils import as_text, now, utcformat
 from rq.worker import Worker, WorkerStatus
 
 from app.jobs.running import Running
@@ -38,10 +38,18 @@ class RegisteredWorker(Worker):
         self.hostname, self.pid = socket.gethostname(), os.getpid()
 
     def introduce(self) -> None:
-        """Make the worker known; blocks."""
+        """Make the worker known; blocks, and may be called again when Redis was away."""
         self._set_ip_address(self.connection)
-        self.register_birth()
+        if not self._is_born():
+            self.register_birth()
         self.set_state(WorkerStatus.IDLE)
+
+    def _is_born(self) -> bool:
+        """Whether this worker is known: by an attempt that failed later, or whose answer was lost."""
+        if self.birth_date is None:
+            return False
+        birth, death = self.connection.hmget(self.key, "birth", "death")
+        return as_text(birth or "") == utcformat(self.birth_date) and death is None
 
     def introduce_again(self) -> None:
         """Redis has forgotten the worker; from the heartbeat's thread.

