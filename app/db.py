@@ -26,6 +26,7 @@ _PASSING = (
     asyncpg.InsufficientResourcesError,
     asyncpg.OperatorInterventionError,  # shutting down, backend terminated, cannot connect now
     asyncpg.IdleInTransactionSessionTimeoutError,  # this process stood still for too long
+    asyncpg.InvalidCachedStatementError,  # a migration came meanwhile
 )
 
 _USED_UP = (asyncpg.InternalClientError, asyncpg.ReadOnlySQLTransactionError, TimeoutError)

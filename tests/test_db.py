@@ -7,10 +7,19 @@ import tempfile
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+import asyncpg
 import pytest
 from structlog.testing import capture_logs
 
-from app.db import DatabaseUnavailable, NoConnection, close_pool, connection, open_pool, open_pool_patiently
+from app.db import (
+    DatabaseUnavailable,
+    NoConnection,
+    close_pool,
+    connection,
+    open_pool,
+    open_pool_patiently,
+    transaction,
+)
 from app.embedded import EmbeddedPostgres
 from tests.support.proxy import Proxy
 
@@ -78,3 +87,19 @@ async def test_a_postgres_that_does_not_answer_keeps_nobody_from_leaving(
         os.kill(backend, signal.SIGCONT)
     if waiting is not None:
         assert waiting.exception() is not None
+
+
+async def test_a_table_that_changes_under_a_prepared_statement_is_a_passing_fault(database_url: str) -> None:
+    pool = await open_pool(database_url, max_size=1, application_name="test")
+    statement = "SELECT * FROM groups"
+    async with transaction(pool) as conn:
+        await conn.fetch(statement)
+    other = await asyncpg.connect(database_url)
+    await other.execute("ALTER TABLE groups ADD COLUMN new_thing int")
+    await other.close()
+    with pytest.raises(DatabaseUnavailable):
+        async with transaction(pool) as conn:
+            await conn.fetch(statement)
+    async with transaction(pool) as conn:
+        await conn.fetch(statement)
+    await pool.close()

@@ -6,7 +6,10 @@ from alembic import command
 from alembic.util import CommandError
 
 from app.db import Pool, transaction
+from app.errors import NotFound
+from app.ids import new_id
 from app.migrate import alembic_config
+from app.records.vector_stores import get_store
 from app.vector.shards import ensure_shard
 
 
@@ -43,6 +46,18 @@ async def test_the_shards_made_at_run_time_are_none_of_alembics_business(databas
     async with transaction(pool) as conn:
         await ensure_shard(conn, 256)
     await asyncio.to_thread(command.check, alembic_config(database_url))
+
+
+async def test_a_store_can_be_read_in_the_moment_in_which_its_table_gets_a_column(
+    database_url: str, pool: Pool
+) -> None:
+    conn = await asyncpg.connect(database_url)
+    for statement in ("SELECT 1", "ALTER TABLE vector_stores ADD COLUMN new_thing int"):
+        await conn.execute(statement)
+        with pytest.raises(NotFound):
+            async with transaction(pool) as reader:
+                await get_store(reader, new_id())
+    await conn.close()
 
 
 async def test_a_chunk_of_other_dimensions_does_not_enter_a_shard(pool: Pool) -> None:

@@ -23,7 +23,8 @@ COUNTS = """
 """SQL that counts ingestions `i` by the status that clients see."""
 
 _SELECT = f"""
-    SELECT s.*, c.* FROM vector_stores s CROSS JOIN LATERAL (
+    SELECT s.id, s.owner_id, s.name, s.metadata, s.model, s.dimensions, s.shard, s.created_at, s.last_active_at,
+           s.expires_after_days, c.* FROM vector_stores s CROSS JOIN LATERAL (
         SELECT {COUNTS}, coalesce(sum(f.usage_bytes), 0)::bigint AS usage_bytes
         FROM vector_store_files f JOIN ingestions i ON i.id = f.ingestion_id WHERE f.vector_store_id = s.id
     ) c
