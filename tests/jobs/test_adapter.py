@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 import redis
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from rq.job import Job as RQJob
 from rq.job import JobStatus as RQStatus
@@ -105,7 +105,7 @@ async def test_a_redis_that_is_not_there_is_an_error_after_the_retries(tmp_path)
         await create_pool(settings)
 
 
-@given(st.text())
+@given(st.text() | st.text(alphabet="YQRab_-64", max_size=8).map("b64_-".__add__))
 def test_every_id_fits_rqs_alphabet_and_comes_back(job_id: str) -> None:
     try:
         job_id.encode()
@@ -116,9 +116,20 @@ def test_every_id_fits_rqs_alphabet_and_comes_back(job_id: str) -> None:
     assert from_rq_id(rq_id) == job_id
 
 
+@example("a", "b64_-YQ")
+@example("b64_-", "")
 @given(st.text(alphabet="abc_-b64", max_size=12), st.text(alphabet="abc:_-b64", max_size=12))
 def test_different_ids_stay_different(left: str, right: str) -> None:
     assert (to_rq_id(left) == to_rq_id(right)) == (left == right)
+
+
+@pytest.mark.parametrize("rq_id", ["b64_-a", "b64_-_-8", "b64_-YQ", "b64_-YR"])
+async def test_an_id_of_rqs_that_only_looks_escaped_is_listed_as_it_is(
+    pool: ArqRedis, sync_redis: redis.Redis, rq_id: str
+) -> None:
+    Queue("q", connection=sync_redis, serializer=JSONSerializer).enqueue("some.function", job_id=rq_id)
+    (listed,) = await pool.queued_jobs()
+    assert listed.job_id == rq_id
 
 
 @pytest.mark.parametrize(
