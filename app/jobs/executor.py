@@ -262,7 +262,7 @@ class Executor:
 
         If there is none, it may be one whose claim is not answered yet.
         """
-        meant = [each for each in self._unended() if is_meant(each)]
+        meant = [each for each in self.unended() if is_meant(each)]
         if not meant and self._worker.is_claiming:
             self.early_stops.append((is_meant, is_abort))
         for running in meant:
@@ -277,7 +277,7 @@ class Executor:
 
     def kill_all(self) -> int:
         """Fail the running jobs, as if RQ's work horse had been killed; how many."""
-        meant = self._unended()
+        meant = self.unended()
         for running in meant:
             running.is_killed = True
             running.cancel()
@@ -290,13 +290,13 @@ class Executor:
 
     def give_back_all(self) -> None:
         """Give every running job back at once: what is at its cleanup is cancelled again."""
-        for running in self._unended():
+        for running in self.unended():
             self.give_back(running)
         self.give_back_rest()
 
     def give_back_rest(self) -> None:
         """Give back the running jobs that were not told yet, and end the hooks of those that have ended."""
-        for running in self._unended():
+        for running in self.unended():
             if not running.is_given_back:
                 self.give_back(running)
         for running in self.running.values():
@@ -326,7 +326,15 @@ class Executor:
             return -1
         return None if seconds is None else math.ceil(seconds)
 
-    def _unended(self) -> list[Running]:
+    def leave_alone(self) -> None:
+        """Whoever runs this loop is not to wait for jobs that swallow their cancellation; they run elsewhere."""
+        for running in self.unended():
+            logger.error("Worker %s: job %s does not end; it is left alone", self._worker.name, running.job_id)
+            if running.task is not None:
+                asyncio._unregister_task(running.task)  # noqa: SLF001 - documented, for writers of tasks
+
+    def unended(self) -> list[Running]:
+        """The jobs whose tasks have not ended."""
         return [each for each in self.running.values() if each.task is not None and not each.task.done()]
 
 

@@ -1,4 +1,7 @@
-"""Heartbeats from a thread of their own: a busy event loop must not lose its jobs to RQ's clean-ups."""
+"""Heartbeats from a thread of their own: a busy event loop must not lose its jobs to RQ's clean-ups.
+
+A loop that has not turned for two thirds of a lease, on the other hand, must: nobody else would end what blocks it.
+"""
 
 import logging
 import threading
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("rq.worker")
 
 _MOST_AT_ONCE = 256
+_MOST_MISSED_TURNS = 2  # a third of a lease each
 
 
 class HeartbeatThread(threading.Thread):
@@ -30,6 +34,7 @@ class HeartbeatThread(threading.Thread):
         self._connection = connection
         self._script = connection.register_script(BEAT)
         self._ended = threading.Event()
+        self._turns_asked_for = 0  # of the loop, at each beat, and not made yet
 
     def stop(self) -> None:
         """End the thread and close its connection."""
@@ -41,11 +46,23 @@ class HeartbeatThread(threading.Thread):
         """Beat until stopped; a Redis that is away is for the next beat."""
         while not self._ended.wait(self._worker.lease_seconds / 3):
             try:
-                self._beat()
+                if self._loop_turns():
+                    self._beat()
+                else:
+                    logger.error("Worker %s: the event loop stands still; no heartbeat", self._worker.name)
             except (RedisError, OSError) as exc:
                 logger.warning("Worker %s: no heartbeat: %s", self._worker.name, exc)
             except Exception:  # the thread's boundary: without beats the worker would lose all its jobs
                 logger.exception("Worker %s: a heartbeat failed", self._worker.name)
+
+    def _loop_turns(self) -> bool:
+        missed = self._turns_asked_for
+        self._turns_asked_for += 1
+        self._worker.call_in_loop(self._note_turn)
+        return missed < _MOST_MISSED_TURNS
+
+    def _note_turn(self) -> None:
+        self._turns_asked_for = 0
 
     def _beat(self) -> None:
         everything = [each for each in list(self._worker.running.values()) if not each.is_settled]
@@ -70,7 +87,7 @@ class HeartbeatThread(threading.Thread):
             arguments += (running.queue_name, running.job_id, running.id, running.started)
         known, lost, aborted = self._script([worker.key, worker.executions_key], arguments)
         for execution_id in lost:
-            worker.report_lost(execution_id.decode())
+            worker.call_in_loop(worker.executor.lose, execution_id.decode())
         for execution_id in aborted:
-            worker.report_aborted(execution_id.decode())
+            worker.call_in_loop(worker.executor.abort, execution_id.decode())
         return bool(known)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("rq.worker")
 
 _MOST_AT_ONCE = 8
+_MOST_FAILURES = 3
+"""After so many it is no hiccup of Redis, but what the job would have written."""
 _STOPPED_TEXT = "Job stopped by user, work-horse terminated."
 
 
@@ -72,6 +74,7 @@ class _OneSettlement:
         self._ended = datetime.fromtimestamp(settlement.ended, UTC)
         self._stopping = stopping
         self._has_called = False
+        self._failures = 0
 
     def settle(self) -> None:
         job = self._job
@@ -144,8 +147,12 @@ class _OneSettlement:
 
     def _write(self) -> None:
         self._have_rq_write()
-        if self._is_ours():
-            raise RedisError("RQ's code could not write the ending")  # it logs an error of Redis, and goes on
+        if not self._is_ours():
+            return
+        self._failures += 1  # RQ's code logs an error of Redis, and goes on
+        if self._failures < _MOST_FAILURES:
+            raise RedisError("RQ's code could not write the ending")
+        raise RuntimeError("RQ's code cannot write the ending")
 
     def _have_rq_write(self) -> None:
         """RQ's own step, whose calls of callbacks find a blank."""

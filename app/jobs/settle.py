@@ -137,7 +137,7 @@ class Settler:
         worker = self._worker
         arguments: list[Any] = [RQ_KEY_PREFIX]
         for each in batch:
-            arguments += self._record_or_failure(each)
+            arguments += self._record(each)
         attempts = 0
 
         async def settle() -> list[list[Any]]:
@@ -158,17 +158,6 @@ class Settler:
                 late.add(settlement.running.id)
                 logger.warning("job %s ended, but another run has it by now", settlement.running.job_id)
         return settled, late
-
-    def _record_or_failure(self, settlement: Settlement) -> list[Any]:
-        """A job that a function has spoilt, with a value that Redis cannot hold, fails; the others are written."""
-        try:
-            return self._record(settlement)
-        except Exception as exc:  # noqa: BLE001 - whatever RQ's code raises on such values
-            running = settlement.running
-            logger.warning("job %s cannot be written as its function left it: %s", running.job_id, exc)
-            running.is_refused = True
-            settlement.ending = Errored(exc)
-            return self._record(settlement)
 
     def _record(self, settlement: Settlement) -> list[Any]:
         running, ending, ended = settlement.running, settlement.ending, settlement.ended

@@ -280,7 +280,8 @@ class AsyncWorker(RegisteredWorker):
             self.on_grace_over()
         executor.give_back_rest()
         await self._wait_while(lambda: executor.active_count > 0, self.cleanup_seconds)
-        await self._wait_while(lambda: bool(executor.running), _SETTLE_SECONDS)
+        await self._wait_while(lambda: bool(executor.running), min(_SETTLE_SECONDS, self.lease_seconds))
+        executor.leave_alone()
 
     async def _wake_at_stop(self) -> None:
         await self.stop_event.wait()
@@ -357,13 +358,9 @@ class AsyncWorker(RegisteredWorker):
         keys += self.queue_keys()  # where the upkeep may just have moved them
         return bool(await self.until_redis_answers(lambda: self.redis.exists(*keys)))
 
-    def report_lost(self, execution_id: str) -> None:
-        """From the heartbeat's thread: somebody took a running job away; its task is cancelled, unrecorded."""
-        self._loop.call_soon_threadsafe(self.executor.lose, execution_id)
-
-    def report_aborted(self, execution_id: str) -> None:
-        """From the heartbeat's thread: a running job bears the mark of arq's abort."""
-        self._loop.call_soon_threadsafe(self.executor.abort, execution_id)
+    def call_in_loop(self, function: Callable[..., object], *args: object) -> None:
+        """From any thread: call something in the worker's loop, at its next turn."""
+        self._loop.call_soon_threadsafe(function, *args)
 
     async def until_redis_answers(self, act: Callable[[], Awaitable[Any]], *, only_while_away: bool = False) -> Any:
         """Do `act`, again and again with a growing pause while Redis is away.

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,21 @@ def hang(channel: str = "test:started") -> None:
     """Says that it runs, and cannot be interrupted."""
     connection().rpush(channel, current().id)
     time.sleep(600)
+
+
+async def block_the_loop_once() -> str:
+    """Blocks, the first time that the job runs."""
+    if connection().incr(f"test:runs:{current().id}") == 1:
+        time.sleep(600)  # noqa: ASYNC251 - that is the point
+    return "then it works"
+
+
+async def swallow_cancellations(channel: str = "test:started") -> None:
+    """Says that it runs, and cannot be ended."""
+    await asyncio.to_thread(connection().rpush, channel, current().id)
+    while True:
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
 
 
 def kill_worker() -> None:

@@ -42,11 +42,12 @@ async def _reply(value: Any) -> Any:
 
 
 @asynccontextmanager
-async def worker_process(redis_url: str) -> AsyncIterator[asyncio.subprocess.Process]:
+async def worker_process(redis_url: str, grace_seconds: float = 25) -> AsyncIterator[asyncio.subprocess.Process]:
     """A worker in a process of its own, with a lease of a second."""
     code = (
         "from app.jobs import AsyncWorker, RedisSettings;"
-        f"AsyncWorker(['q'], redis_settings=RedisSettings.from_dsn({redis_url!r}), lease_seconds=1).work()"
+        f"AsyncWorker(['q'], redis_settings=RedisSettings.from_dsn({redis_url!r}), lease_seconds=1,"
+        f"shutdown_grace_seconds={grace_seconds}).work()"
     )
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -76,6 +77,28 @@ async def test_a_killed_workers_job_runs_again_after_its_lease(
     assert job.return_value() == "survived"
     await until(lambda: _reply(not list(queue.connection.scan_iter("rq:execution*"))))
     assert queue.connection.zcard("rq:wip:q") == 0
+
+
+async def test_a_worker_whose_loop_stands_still_loses_its_jobs(
+    *, queue: Queue, run_worker: RunWorker, redis_url: str, until: Until
+) -> None:
+    job = queue.enqueue(f.block_the_loop_once, job_id="one")
+    async with worker_process(redis_url):
+        await until(lambda: _reply(queue.connection.exists("test:runs:one")))
+        async with run_worker(**PLAIN, lease_seconds=1):
+            await until(lambda: _reply(job.is_finished))
+
+
+async def test_a_job_that_swallows_its_cancellation_does_not_keep_the_process(
+    queue: Queue, redis_url: str, until: Until
+) -> None:
+    queue.enqueue(f.swallow_cancellations, job_id="one")
+    async with worker_process(redis_url, grace_seconds=0.1) as process:
+        await until(lambda: _reply(queue.connection.llen("test:started")))
+        process.terminate()
+        async with asyncio.timeout(10):
+            assert await process.wait() == 0
+    assert place_of(queue.connection, "one") == ["started", "wip"], "its lease runs out"
 
 
 async def test_all_jobs_of_a_lost_worker_run_again_at_once(
