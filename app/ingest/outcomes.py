@@ -9,6 +9,10 @@ _LEAST_PAUSE_SECONDS = 10.0
 """As long as a throttled key was waited for in vain: shorter would hold its slots most of the time."""
 
 
+class TookTooLong(Transient):
+    """The attempt took longer than JOB_TIMEOUT allows."""
+
+
 @dataclass(frozen=True, slots=True)
 class Completed:
     """Every chunk is in every store, committed."""
@@ -75,6 +79,4 @@ def _for_a_person(error: Exception) -> str:
     """Our own errors' texts are written for clients; a foreign one's may hold anything, so only its name."""
     if isinstance(error, SluiceError) and not isinstance(error, Broken):
         return str(error)
-    if isinstance(error, TimeoutError):
-        return "The attempt took longer than JOB_TIMEOUT allows."
     return f"An internal error ({type(error).__name__}); the server's log has the details."

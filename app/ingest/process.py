@@ -12,7 +12,7 @@ from app.db import connection, transaction
 from app.errors import Transient, Unprocessable
 from app.ingest.commit import save_docs_to_multiple_collections
 from app.ingest.leases import LeaseKeeper
-from app.ingest.outcomes import Completed, Failed, Outcome, RetryLater, Superseded, outcome_of
+from app.ingest.outcomes import Completed, Failed, Outcome, RetryLater, Superseded, TookTooLong, outcome_of
 from app.ingest.prepare import prepare
 from app.records.ingestions import Claim, Hint, claim, fail, give_back, note_progress, retry_later
 from app.records.turns import NOBODY, put_off_others
@@ -24,6 +24,17 @@ _GIVE_BACK_SECONDS = 3.0
 _SETTLE_AGAIN_SECONDS = 0.5
 
 logger = structlog.stdlib.get_logger(__name__)
+
+
+@asynccontextmanager
+async def _time_limit(seconds: float) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(seconds) as limit:
+            yield
+    except TimeoutError as exc:
+        if limit.expired():
+            raise TookTooLong from exc
+        raise
 
 
 class Processor:
@@ -85,18 +96,8 @@ class Processor:
     async def _attempt(self, held: Claim) -> Outcome:
         settings = self.resources.settings
         try:
-            async with asyncio.timeout(settings.job_timeout):
-                prepared = await prepare(self.resources, held)
-                async with connection(self.resources.pool) as conn:
-                    await note_progress(
-                        conn,
-                        held,
-                        stage="writing",
-                        chunks_total=prepared.chunk_count,
-                        chunks_embedded=prepared.chunk_count,
-                    )
-                async with self._writers, transaction(self.resources.pool) as conn:
-                    stores = await save_docs_to_multiple_collections(conn, held, prepared)
+            async with _time_limit(settings.job_timeout):
+                return await self._prepare_and_save(held)
         except Exception as exc:  # the job boundary: whatever it was, the status must say so
             if not isinstance(exc, Transient | Unprocessable):
                 logger.exception("attempt failed", ingestion=held.ingestion_id.hex)
@@ -106,7 +107,15 @@ class Processor:
                 most_retries=settings.job_max_retries,
                 retry_delay_seconds=settings.job_retry_delay,
             )
-        return Superseded() if stores is None else Completed(prepared.chunk_count, stores)
+
+    async def _prepare_and_save(self, held: Claim) -> Completed | Superseded:
+        prepared = await prepare(self.resources, held)
+        chunks = prepared.chunk_count
+        async with connection(self.resources.pool) as conn:
+            await note_progress(conn, held, stage="writing", chunks_total=chunks, chunks_embedded=chunks)
+        async with self._writers, transaction(self.resources.pool) as conn:
+            stores = await save_docs_to_multiple_collections(conn, held, prepared)
+        return Superseded() if stores is None else Completed(chunks, stores)
 
     async def _settle(self, held: Claim, outcome: Outcome) -> tuple[Outcome, Hint | None]:
         """Write the outcome to the row, as soon as Postgres lets us; the transaction has written `Completed`.

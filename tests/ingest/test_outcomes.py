@@ -3,7 +3,7 @@ import pytest
 
 from app.db import NoConnection
 from app.errors import Broken, KeyBusy, RateLimited, Transient, Unprocessable
-from app.ingest.outcomes import Failed, RetryLater, outcome_of
+from app.ingest.outcomes import Failed, RetryLater, TookTooLong, outcome_of
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ from app.ingest.outcomes import Failed, RetryLater, outcome_of
             9,
             RetryLater(10, "full", costs_attempt=False, waits_in_line=True),
         ),
-        (TimeoutError(), 1, RetryLater(60, "The attempt took longer than JOB_TIMEOUT allows.")),
+        (TookTooLong(), 1, RetryLater(60, "The attempt took longer than JOB_TIMEOUT allows.")),
     ],
 )
 def test_what_an_error_leads_to(error: Exception, attempts: int, expected: object) -> None:

@@ -7,6 +7,7 @@ from uuid import UUID
 
 import pytest
 from pydantic import SecretStr
+from structlog.testing import capture_logs
 
 from app.access.embedding_keys import add_embedding_key, revoke_embedding_key
 from app.db import connection, transaction
@@ -199,6 +200,24 @@ async def test_attempts_run_out(paid: Workbench, provider: FakeOpenAI) -> None:
         assert isinstance(await processor.process(ingestion), Failed)
     row = await few.row(ingestion)
     assert (row.state, row.error_code, row.attempts) == ("failed", "attempts_exhausted", 2)
+
+
+async def test_a_file_that_takes_too_long_ends_with_that_reason_and_is_no_bug_in_the_log(
+    paid: Workbench, provider: FakeOpenAI
+) -> None:
+    impatient = paid.with_settings(job_timeout=0.5, job_max_retries=0)
+    ingestion = await paid.attach(
+        await paid.file(), [await paid.store(model="text-embedding-3-small", dimensions=8)]
+    )
+    held = Held()
+    provider.script(held)
+    with capture_logs() as logs:
+        assert isinstance(await impatient.processor.process(ingestion), Failed)
+    held.release.set()
+    row = await paid.row(ingestion)
+    assert (row.state, row.error_code) == ("failed", "attempts_exhausted")
+    assert "JOB_TIMEOUT" in (row.error_message or "")
+    assert [each for each in logs if each["log_level"] == "error"] == []
 
 
 @pytest.mark.parametrize(
