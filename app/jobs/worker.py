@@ -280,7 +280,7 @@ class AsyncWorker(RegisteredWorker):
             self.on_grace_over()
         executor.give_back_rest()
         await self._wait_while(lambda: executor.active_count > 0, self.cleanup_seconds)
-        await self._wait_while(lambda: bool(executor.running), min(_SETTLE_SECONDS, self.lease_seconds))
+        await self._wait_while(lambda: executor.unsettled_count > 0, min(_SETTLE_SECONDS, self.lease_seconds))
         executor.leave_alone()
 
     async def _wake_at_stop(self) -> None:

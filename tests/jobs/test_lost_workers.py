@@ -47,7 +47,7 @@ async def worker_process(redis_url: str, grace_seconds: float = 25) -> AsyncIter
     code = (
         "from app.jobs import AsyncWorker, RedisSettings;"
         f"AsyncWorker(['q'], redis_settings=RedisSettings.from_dsn({redis_url!r}), lease_seconds=1,"
-        f"shutdown_grace_seconds={grace_seconds}).work()"
+        f"shutdown_grace_seconds={grace_seconds}, cleanup_seconds=0.1).work()"
     )
     process = await asyncio.create_subprocess_exec(
         sys.executable,
