@@ -3,6 +3,8 @@
 import asyncio
 import os
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import asyncpg
 from alembic import context
@@ -11,6 +13,9 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.schema import SchemaItem
 
 from app.schema import SHARD_TABLE_PREFIX, metadata
+
+_MIGRATING = 0x534C55494345_4D  # "SLUICEM"
+_ASK_AGAIN_SECONDS = 0.2
 
 
 def _database_url() -> str:
@@ -40,10 +45,21 @@ async def _run_online() -> None:
         return await asyncpg.connect(url)  # reads every parameter of a URL; SQLAlchemy would pass them on
 
     engine = create_async_engine("postgresql+asyncpg://", poolclass=pool.NullPool, async_creator=connect)
-    async with engine.connect() as connection:
+    async with _only_one(await connect()), engine.connect() as connection:
         await connection.run_sync(_run)
         await connection.commit()
     await engine.dispose()
+
+
+@asynccontextmanager
+async def _only_one(conn: asyncpg.Connection) -> AsyncIterator[None]:
+    """Wait until nobody else migrates this database; by asking, for CREATE INDEX CONCURRENTLY waits for waiters."""
+    try:
+        while not await conn.fetchval("SELECT pg_try_advisory_lock($1)", _MIGRATING):  # noqa: ASYNC110
+            await asyncio.sleep(_ASK_AGAIN_SECONDS)
+        yield
+    finally:
+        await conn.close()
 
 
 def _run_offline() -> None:

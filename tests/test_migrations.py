@@ -1,4 +1,6 @@
 import asyncio
+import os
+import sys
 
 import asyncpg
 import pytest
@@ -24,6 +26,35 @@ def test_downgrade_to_base_leaves_no_table_and_upgrade_works_again(database_url:
         command.check(config)
     command.upgrade(config, "head")
     command.check(config)
+
+
+async def test_two_upgrades_at_the_same_time_are_one_after_the_other(database_url: str, pool: Pool) -> None:
+    await asyncio.to_thread(command.downgrade, alembic_config(database_url), "base")
+    upgrades = []
+    async with transaction(pool) as conn:
+        await conn.execute("LOCK TABLE alembic_version IN SHARE MODE")  # where the first one waits in its midst
+        for number in (1, 2):
+            upgrades.append(await start_upgrade(database_url))
+            async with asyncio.timeout(30):
+                while await pool.fetchval(AT_A_DOOR) < number:
+                    await asyncio.sleep(0.02)
+    for upgrade in upgrades:
+        _, errors = await upgrade.communicate()
+        assert upgrade.returncode == 0, errors.decode()
+
+
+AT_A_DOOR = """
+    SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
+      AND (wait_event_type = 'Lock' OR query LIKE '%pg_try_advisory_lock%' AND pid NOT IN (
+          SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted) AND pid <> pg_backend_pid())
+"""
+
+
+async def start_upgrade(database_url: str) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "alembic", "upgrade", "head",
+        env={**os.environ, "DATABASE_URL": database_url}, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
 
 
 async def test_an_index_that_an_interrupted_upgrade_left_is_made_anew(database_url: str, pool: Pool) -> None:
