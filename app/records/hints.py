@@ -60,7 +60,11 @@ async def take_unhinted(
 async def mark_unhinted(conn: Connection, hints: Sequence[Hint]) -> None:
     """Note that the queue did not hear these hints, so that the next sweep rings again."""
     await conn.execute(
-        "UPDATE ingestions SET hinted_at = NULL WHERE id = ANY($1)", [hint.ingestion_id for hint in hints]
+        """
+        UPDATE ingestions SET hinted_at = NULL WHERE id IN (
+            SELECT id FROM ingestions WHERE id = ANY($1) AND state = 'queued' ORDER BY id FOR UPDATE)
+        """,
+        [hint.ingestion_id for hint in hints],
     )
 
 
@@ -73,8 +77,11 @@ async def overtaken_hints(conn: Connection, *, limit: int) -> list[OvertakenHint
 
 
 async def note_withdrawn(conn: Connection, withdrawn: Sequence[OvertakenHint]) -> None:
-    """Note that the queue has no jobs of these any more."""
+    """Note that the queue has no jobs of these any more; what a rival holds is left for the next sweep."""
     await conn.execute(
-        f"UPDATE ingestions SET hinted_at = NULL WHERE {_SETTLED} AND id = ANY($1)",
+        f"""
+        UPDATE ingestions SET hinted_at = NULL WHERE id IN (
+            SELECT id FROM ingestions WHERE id = ANY($1) AND {_SETTLED} ORDER BY id FOR UPDATE SKIP LOCKED)
+        """,
         [each.ingestion_id for each in withdrawn],
     )

@@ -23,6 +23,7 @@ from app.ids import new_id
 from app.ingest.maintenance import maintain, sweep
 from app.ingest.process import Processor
 from app.records.accepted_requests import RequestIdentity, accept
+from app.records.hints import mark_unhinted
 from app.records.ingestions import Hint, cancel, claim
 from app.records.turns import claim_due
 from app.resources import Resources, open_resources
@@ -148,6 +149,31 @@ async def test_the_sweep_withdraws_jobs_of_what_was_cancelled_or_taken_from_post
     jobs = [job_id_of(each, 1) for each in (cancelled, delayed, drained, stopped, waiting)]
     assert list((await doorbell.statuses(jobs)).values()) == [None, None, None, None, "queued"]
     assert await bench.sql("SELECT array_agg(id) FROM ingestions WHERE hinted_at IS NOT NULL") == [waiting]
+
+
+async def test_hints_that_nobody_heard_are_noted_in_the_order_of_all_locks(bench: Workbench) -> None:
+    store = await bench.store()
+    first, second = [await bench.attach(await bench.file(), [store]) for _ in range(2)]
+    await bench.sql(
+        "UPDATE ingestions SET billed_tokens = 1 WHERE id = $1", first
+    )  # it lies behind the other one now
+    hints = [Hint(each, bench.owner.user_id, None, 1) for each in (second, first)]
+
+    async def note() -> None:
+        async with transaction(bench.resources.pool) as conn:
+            for kind in ("indexscan", "bitmapscan", "indexonlyscan"):  # as where a table lies in another order
+                await conn.execute(f"SET LOCAL enable_{kind} = off")
+            await mark_unhinted(conn, hints)
+
+    async with transaction(bench.resources.pool) as conn:
+        await conn.execute("SELECT FROM ingestions WHERE id = $1 FOR UPDATE", first)
+        noting = asyncio.create_task(note())
+        async with asyncio.timeout(10):
+            while not await bench.sql("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+                await asyncio.sleep(0.01)
+        await conn.execute("SELECT FROM ingestions WHERE id = $1 FOR UPDATE NOWAIT", second)
+    await noting
+    assert await bench.sql("SELECT count(hinted_at) FROM ingestions") == 0
 
 
 async def test_jobs_are_withdrawn_once_redis_is_back(bench: Workbench) -> None:
