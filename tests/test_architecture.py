@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-APP = Path(__file__).resolve().parent.parent / "app"
+ROOT = Path(__file__).resolve().parent.parent
+APP = ROOT / "app"
 ROWS = [
     {"errors", "settings", "logging", "ids"},
     {"db", "schema", "blobs", "migrate"},
@@ -31,6 +32,12 @@ HOMES = {
     "arq": set(),
 }
 MODULES = sorted(APP.rglob("*.py"))
+SMALL = sorted(path for folder in ("app", "benchmarks", "tests") for path in (ROOT / folder).rglob("*.py"))
+LONG = {
+    "tests/jobs/test_worker.py": "to be split by theme when app/jobs rests: it is being worked on",
+    "tests/jobs/test_arq_examples.py": "a test for each example of arq's documentation, likewise",
+    "tests/faults/harness.py": "likewise, when the faults rest",
+}
 
 
 def part_of(path: Path) -> str:
@@ -100,10 +107,10 @@ def test_rows_and_blobs_are_judged_by_postgres_clock(path: Path) -> None:
             assert not is_clock, f"{path}:{node.lineno}: this machine's clock may be a day ahead; ask Postgres"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(APP)))
+@pytest.mark.parametrize("path", SMALL, ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_and_functions_stay_small(path: Path) -> None:
     text = path.read_text()
-    assert text.count("\n") <= 400, f"{path} has more than 400 lines"
+    assert text.count("\n") <= 400 or str(path.relative_to(ROOT)) in LONG, f"{path} has more than 400 lines"
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[1] if len(node.body) > 1 and ast.get_docstring(node) else node.body[0]
