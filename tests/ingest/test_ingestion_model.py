@@ -350,7 +350,8 @@ class Ingestions(RuleBasedStateMachine):
         client = redis.Redis.from_url(self.app_settings.redis_url or "")
         client.flushall()
         client.close()
-        assert self.do(self.bench.resources.doorbell.is_job_queue_available())
+        while not self.do(self.bench.resources.doorbell.is_job_queue_available()):
+            self.do(asyncio.sleep(0.05))  # a machine that is busy breaks the budget, and then the circuit
         self.sweep()
         waiting = [
             job_id_of(ingestion, one.fence + 1)
