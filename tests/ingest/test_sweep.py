@@ -189,7 +189,7 @@ async def test_the_sweep_leaves_leases_alone_when_told_so(bench: Workbench) -> N
 async def test_the_sweep_forgets_requests_that_cannot_come_again(bench: Workbench) -> None:
     user_id, old, new = bench.owner.user_id, b"old", b"new"
     for fingerprint, keep_seconds in ((old, -1.0), (new, 60.0)):
-        request = RequestIdentity(fingerprint, b"", may_repeat=True, keep_seconds=keep_seconds)
+        request = RequestIdentity(fingerprint, b"", keep_seconds, first_sent_seconds=None, is_named=True)
         async with transaction(bench.resources.pool) as conn:
             await accept(conn, request, user_id=user_id, created_id=new_id())
     await sweep(bench.resources, has_queue=True)
