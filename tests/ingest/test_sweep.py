@@ -1,5 +1,6 @@
 """The sweep: nothing stays behind that somebody has lost, forgotten or withdrawn."""
 
+import asyncio
 from itertools import pairwise
 
 import anyio
