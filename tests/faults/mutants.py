@@ -34,8 +34,11 @@ MUTANTS = {
         "app/records/ingestions.py",
         (
             ("AND fence = $2 AND state = 'running'", "AND $2::int IS NOT NULL AND state = 'running'"),
-            ("AND h.fence = i.fence", "AND h.fence > 0"),
             ("AND i.fence = h.fence", "AND h.fence > 0"),
+            (
+                "SELECT i.id, i.fence FROM ingestions i JOIN held h USING (id, fence)",
+                "SELECT i.id, h.fence FROM ingestions i JOIN held h USING (id)",
+            ),
         ),
         only=("late_verdict",),
         shows="ended as failed parser_timeout",
@@ -54,7 +57,7 @@ MUTANTS = {
     ),
     "nobody rings again": Mutant(
         "app/ingest/maintenance.py",
-        (("return has_queue and await _ring(resources)", "return has_queue"),),
+        (("return has_queue and await _ring(resources, stop) and", "return has_queue and"),),
         shows="has not settled",
     ),
     "text is not cleaned": Mutant(
@@ -92,7 +95,7 @@ MUTANTS = {
     ),
     "a limited rate costs an attempt": Mutant(
         "app/ingest/outcomes.py",
-        (("message, costs_attempt=False)", "message)"),),
+        (("pause, message, costs_attempt=False", "pause, message"),),
         only=("limit_rate",),
         shows="attempts",
     ),
