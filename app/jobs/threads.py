@@ -9,6 +9,7 @@ import asyncio
 import ctypes
 import logging
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import copy_context
@@ -31,6 +32,7 @@ class Threads:
     def __init__(self) -> None:
         self._idle: list[_Thread] = []
         self._is_closed = False
+        self._whole: set[asyncio.Event] = set()  # the ends of calls that nobody interrupts
 
     async def run(self, function: Callable[[], Value]) -> Value:
         """Call a function; a cancellation waits for nothing, and the thread goes on by itself.
@@ -39,8 +41,16 @@ class Threads:
             whatever the function raises.
         """
         call = self._begin(function)
+        self._whole.add(call.ended)
         await call.ended.wait()
+        self._whole.discard(call.ended)
         return call.outcome()
+
+    async def finish(self, seconds: float) -> None:
+        """Wait for calls whose callers were cancelled, but not for ever."""
+        until = time.monotonic() + seconds
+        for ended in list(self._whole):
+            await wait_at_most(ended, until - time.monotonic())
 
     async def run_job(
         self, function: Callable[[], Value], interruption: Callable[[], type[BaseException]]

@@ -42,7 +42,7 @@ _LONGEST_BLOCK_SECONDS = 30.0
 _SETTLE_SECONDS = 10.0
 """How long a shutdown waits for Redis to take the last endings; what it misses runs again after a lease."""
 _LAST_CLAIM_SECONDS = 1.0
-_NOTE_SECONDS = 1.0
+_RQS_CODE_SECONDS = 1.0
 _SUBSCRIBE_SECONDS = 1.0
 
 Tick = Callable[[], Awaitable[float | None]]
@@ -153,6 +153,7 @@ class AsyncWorker(RegisteredWorker):
                 beats = HeartbeatThread(self, sync_client(self.redis_settings, socket_timeout=_ANSWER_SECONDS))
                 beats.start()
                 stack.push_async_callback(self.threads.run, self.bury)
+                stack.push_async_callback(self.threads.finish, _RQS_CODE_SECONDS)
                 stack.push_async_callback(self.threads.run, beats.stop)
                 await self._work_until_cancelled(burst, job_limit, max_idle_seconds)
         finally:
@@ -270,7 +271,7 @@ class AsyncWorker(RegisteredWorker):
     async def _wind_down(self) -> None:
         """Let running jobs finish within the grace, cancel the rest, let that clean up, and settle them all."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(_NOTE_SECONDS):
+            async with asyncio.timeout(_RQS_CODE_SECONDS):
                 await self.threads.run(self.note_shutdown)
         executor = self.executor
         if not self.stop_event.is_set():  # a burst or a limit is over, which is no reason to cut anything off

@@ -139,3 +139,20 @@ async def test_an_interruption_that_comes_too_late_hits_nobody(threads: Threads)
 
 async def test_a_thread_is_used_again(threads: Threads) -> None:
     assert len({await threads.run(threading.get_ident) for _ in range(100)}) == 1
+
+
+async def test_what_was_cancelled_is_waited_for_at_the_end_but_not_for_ever(threads: Threads) -> None:
+    go = threading.Event()
+    for _ in range(2):
+        task = asyncio.create_task(threads.run(go.wait))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait({task})
+        assert task.cancelled()
+    await threads.finish(0.01)
+    finishing = asyncio.create_task(threads.finish(60))
+    await asyncio.sleep(0)
+    assert not finishing.done()
+    go.set()
+    async with asyncio.timeout(10):
+        await finishing
