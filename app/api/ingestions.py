@@ -15,11 +15,11 @@ from app.api.callers import Caller, IngestionId, Meters, Parts
 from app.api.paging import IngestionPage, list_answer
 from app.api.repeats import Attempt, ThisAttempt
 from app.api.uploads import Uploads
-from app.api.wire.ingestions import BatchUploadAnswer, IngestionAnswer, IngestionList
+from app.api.wire.ingestions import BatchUploadAnswer, CancelledBatch, IngestionAnswer, IngestionList
 from app.api.wire.values import FileCountsAnswer, Status, chunking_of, unix_seconds
 from app.db import Connection, connection, transaction
 from app.ids import from_wire, new_id, to_wire
-from app.records.batches import get_batch
+from app.records.batches import cancel_batch, get_batch
 from app.records.files import insert_files
 from app.records.ingestions import Hint, Ingestion, cancel, get_ingestion, list_ingestions
 from app.records.pages import PageRequest
@@ -79,6 +79,19 @@ async def retrieve_ingestion(caller: Caller, resources: Parts, ingestion_id: Ing
     """How far a file is: stage, progress, attempts, error."""
     async with connection(resources.pool) as conn:
         return IngestionAnswer.of(await get_ingestion(conn, ingestion_id, user_id=caller.user_id))
+
+
+@router.post("/v1/ingestions/cancel")
+async def cancel_batch_of_ingestions(
+    caller: Caller, resources: Parts, batch_id: Annotated[str, Query()]
+) -> CancelledBatch:
+    """Cancel what is not settled of one of the caller's batches, whichever vector stores it goes to."""
+    batch_uuid = from_wire("vsfb", batch_id)
+    async with transaction(resources.pool) as conn:
+        await get_batch(conn, batch_uuid, owner_id=caller.user_id)
+        await cancel_batch(conn, batch_uuid)
+        batch = await get_batch(conn, batch_uuid, owner_id=caller.user_id)
+    return CancelledBatch(id=to_wire("vsfb", batch.id), file_counts=FileCountsAnswer(**asdict(batch.counts)))
 
 
 @router.post("/v1/ingestions/{ingestion_id}/cancel")

@@ -259,6 +259,17 @@ async def test_ingestions_are_listed_by_batch_and_status_in_pages(ada: Person):
     assert failed["data"] == []
 
 
+async def test_a_batch_that_goes_to_several_stores_is_cancelled_as_one(ada: Person, bob: Person):
+    stores = [(await ada.openai.vector_stores.create(name=str(n))).id for n in range(2)]
+    answer = await ada.http.post("/v1/ingestions", files=named("a.txt", "b.txt"), data={"vector_store_ids": stores})
+    batch = {"batch_id": answer.json()["id"]}
+    assert (await bob.http.post("/v1/ingestions/cancel", params=batch)).status_code == 404
+    cancelled = (await ada.http.post("/v1/ingestions/cancel", params=batch)).json()
+    assert (cancelled["id"], cancelled["file_counts"]["cancelled"]) == (batch["batch_id"], 2)
+    for store in stores:
+        assert (await ada.openai.vector_stores.retrieve(store)).file_counts.cancelled == 2
+
+
 async def test_a_cancelled_ingestion_stays_cancelled(ada: Person):
     store = await ada.openai.vector_stores.create(name="s")
     answer = await ada.http.post("/v1/ingestions", files=named("a.txt"), data={"vector_store_ids": store.id})

@@ -118,6 +118,14 @@ class BatchUploadAnswer(Answer):
     rejected: list[RefusedFile]
 
 
+class CancelledBatch(Answer):
+    """A batch of which nothing is on its way any more."""
+
+    id: str
+    object: Literal["ingestion.batch"] = "ingestion.batch"
+    file_counts: FileCountsAnswer
+
+
 class JobAnswer(Answer):
     """RQ's view of a job beside the row's; `rq` is null when RQ has no such job or cannot be asked (see `note`)."""
 
