@@ -12,7 +12,7 @@ from uuid import uuid4
 from redis.exceptions import RedisError
 from rq.defaults import RQ_KEY_PREFIX
 from rq.queue import Queue
-from rq.registry import StartedJobRegistry
+from rq.registry import ScheduledJobRegistry, StartedJobRegistry
 from rq.suspension import WORKERS_SUSPENDED
 from rq.utils import as_text, now, utcformat
 from rq.worker import DequeueStrategy
@@ -188,7 +188,7 @@ class Claimer:
             return True
         executor = self._worker.executor
         is_working = executor.active_count > 0 or executor.unsettled_count > 0
-        if self._burst and not is_working and not await self._worker.burst_waits():
+        if self._burst and not is_working and not await self._burst_waits():
             return False
         self._block()
         if self._max_idle_seconds is None:
@@ -201,6 +201,15 @@ class Claimer:
             return False
         await wait_at_most(self._changed, left)
         return True
+
+    async def _burst_waits(self) -> bool:
+        """Whether a burst waits for jobs that are due later, as arq's does."""
+        worker = self._worker
+        if not worker.burst_waits_for_deferred:
+            return False
+        keys = [ScheduledJobRegistry.key_template.format(queue.name) for queue in worker.queues]
+        keys += worker.queue_keys()  # where the upkeep may just have moved them
+        return bool(await worker.until_redis_answers(lambda: worker.redis.exists(*keys)))
 
     def _block(self) -> None:
         """Have the first job of each queue wake us, on one connection a queue: no polling."""

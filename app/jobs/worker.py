@@ -16,7 +16,6 @@ from redis import Redis
 from redis import asyncio as aioredis
 from redis.exceptions import RedisError
 from rq.logutils import setup_loghandlers
-from rq.registry import ScheduledJobRegistry
 from rq.utils import now
 from rq.worker import DequeueStrategy
 
@@ -41,6 +40,7 @@ _ANSWER_SECONDS = 10.0
 _LONGEST_BLOCK_SECONDS = 30.0
 _SETTLE_SECONDS = 10.0
 """How long a shutdown waits for Redis to take the last endings; what it misses runs again after a lease."""
+_FAREWELL_SECONDS = 2.0
 _LAST_CLAIM_SECONDS = 1.0
 _RQS_CODE_SECONDS = 1.0
 _SUBSCRIBE_SECONDS = 1.0
@@ -152,9 +152,7 @@ class AsyncWorker(RegisteredWorker):
             if await self._register():
                 beats = HeartbeatThread(self, sync_client(self.redis_settings, socket_timeout=_ANSWER_SECONDS))
                 beats.start()
-                stack.push_async_callback(self.threads.run, self.bury)
-                stack.push_async_callback(self.threads.finish, _RQS_CODE_SECONDS)
-                stack.push_async_callback(self.threads.run, beats.stop)
+                stack.push_async_callback(self._take_leave, beats)
                 await self._work_until_cancelled(burst, job_limit, max_idle_seconds)
         finally:
             with anyio.CancelScope(shield=True):  # also when the caller's task group is being cancelled
@@ -284,6 +282,14 @@ class AsyncWorker(RegisteredWorker):
         await self._wait_while(lambda: executor.unsettled_count > 0, min(_SETTLE_SECONDS, self.lease_seconds))
         executor.leave_alone()
 
+    async def _take_leave(self, beats: HeartbeatThread) -> None:
+        """End the beat and record the worker's death, if Redis answers soon; its record ends by itself anyway."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_FAREWELL_SECONDS):
+                await self.threads.run(beats.stop)
+                await self.threads.finish(_RQS_CODE_SECONDS)
+                await self.threads.run(self.bury)
+
     async def _wake_at_stop(self) -> None:
         await self.stop_event.wait()
         self.wake()
@@ -350,14 +356,6 @@ class AsyncWorker(RegisteredWorker):
     def record_ttl(self) -> int:
         """Seconds that an execution lives without a heartbeat."""
         return int(self.lease_seconds) + 1
-
-    async def burst_waits(self) -> bool:
-        """Whether a burst waits for jobs that are due later, as arq's does."""
-        if not self.burst_waits_for_deferred:
-            return False
-        keys = [ScheduledJobRegistry.key_template.format(queue.name) for queue in self.queues]
-        keys += self.queue_keys()  # where the upkeep may just have moved them
-        return bool(await self.until_redis_answers(lambda: self.redis.exists(*keys)))
 
     def call_in_loop(self, function: Callable[..., object], *args: object) -> None:
         """From any thread: call something in the worker's loop, at its next turn."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+import anyio
 import pytest
 import redis
 import uvloop
@@ -289,3 +290,38 @@ async def test_a_hiccup_while_a_worker_registers_does_not_end_it(
     assert await worker.run(burst=True) == 0, "now its own death is on record"
     assert wire.cut_at is None
     assert job.is_finished
+
+
+@pytest.mark.parametrize("is_idle", [True, False])
+async def test_a_redis_that_does_not_answer_puts_off_neither_the_grace_nor_the_end(
+    redis_url: str, *, is_idle: bool
+) -> None:
+    started, given_back = asyncio.Event(), asyncio.Event()
+
+    async def hang(ctx: object) -> None:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            given_back.set()
+
+    functions = [*FUNCTIONS, func(hang, name="hang")]
+    with Proxy(urlparse(redis_url).path) as wire:
+        settings = RedisSettings(port=wire.port)
+        worker = AsyncWorker(["arq:queue"], redis_settings=settings, functions=functions, shutdown_grace_seconds=1)
+        stop = anyio.Event()
+        working = asyncio.create_task(worker.run(stop=stop))
+        pool = await create_pool(settings)
+        job = await pool.enqueue_job("multiply", 6, 7)
+        assert job is not None
+        assert await job.result(10) == 42
+        if not is_idle:
+            await pool.enqueue_job("hang")
+            await asyncio.wait_for(started.wait(), 10)
+        await pool.aclose()
+        wire.swallow()
+        stop.set()
+        if not is_idle:
+            await asyncio.wait_for(given_back.wait(), 4)
+        # whoever has endings to tell waits for 10 s
+        await asyncio.wait_for(working, 6 if is_idle else 16)

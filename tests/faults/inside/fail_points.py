@@ -171,7 +171,10 @@ class _Wrapper(MetaPathFinder):
         return passing
 
     def _pass(self, name: str) -> None:
-        mine = self._folder / f"{name}.{os.getpid()}"
+        armed = self._folder / name
         with suppress(FileNotFoundError):
-            (self._folder / name).rename(mine)
-            os.kill(os.getpid(), int(mine.read_text(encoding="ascii")))
+            number = int(armed.read_text(encoding="ascii"))
+            armed.rename(
+                self._folder / f"{name}.{os.getpid()}"
+            )  # one process only; from here on it may be cleared away
+            os.kill(os.getpid(), number)
