@@ -174,7 +174,5 @@ class _Wrapper(MetaPathFinder):
         armed = self._folder / name
         with suppress(FileNotFoundError):
             number = int(armed.read_text(encoding="ascii"))
-            armed.rename(
-                self._folder / f"{name}.{os.getpid()}"
-            )  # one process only; from here on it may be cleared away
+            armed.rename(self._folder / f"{name}.{os.getpid()}")  # by one process only
             os.kill(os.getpid(), number)
