@@ -34,9 +34,7 @@ HOMES = {
 MODULES = sorted(APP.rglob("*.py"))
 SMALL = sorted(path for folder in ("app", "benchmarks", "tests") for path in (ROOT / folder).rglob("*.py"))
 LONG = {
-    "tests/jobs/test_worker.py": "to be split by theme when app/jobs rests: it is being worked on",
-    "tests/jobs/test_arq_examples.py": "a test for each example of arq's documentation, likewise",
-    "tests/faults/harness.py": "likewise, when the faults rest",
+    "tests/jobs/test_arq_examples.py": "a test for each example of arq's documentation",
 }
 
 

@@ -16,20 +16,19 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-import asyncpg
 import httpx
 import psutil
 import redis
 
 from app.cli.service import RunningService, ServicePlan, running_service
 from app.embedded import EmbeddedPostgres, EmbeddedRedis
-from app.ids import from_wire, to_wire
 from app.samples import write_samples
 from app.settings import LOCAL_MODEL, load_settings
 from tests.acceptance.conftest import UNSET
 from tests.faults.inside import fail_points
 from tests.faults.promises import API_LOST, NUL, REFUSED, Promises, Reader, broken_promises
 from tests.faults.provider import Provider
+from tests.faults.rows import repeated, until_busy
 from tests.support.ports import free_port
 from tests.support.proxy import Proxy
 
@@ -55,7 +54,6 @@ UPLOAD_SECONDS = 5
 """Longest answer to an upload, whatever Redis or the provider do; their own limits are 250 ms and none."""
 END_SECONDS = 30
 """A worker that is told to end has 25 s for what it has in hand."""
-MEET_SECONDS = 3
 WAKE_SECONDS = 0.5
 """For what a sleeper does when it wakes up."""
 WORDS = Path(__file__).resolve().parents[2].joinpath("LICENSE").read_text().split()
@@ -170,7 +168,7 @@ class Harness:
         """One that has files in hand, as Postgres has it; any, if none gets some in time."""
         self.upload(LARGE)
         by_name = {f"file_processor_{socket.gethostname()}_{worker.pid}": worker for worker in self.workers}
-        name = asyncio.run(_until_busy(self.postgres.url, list(by_name)))
+        name = asyncio.run(until_busy(self.postgres.url, list(by_name)))
         self.done["workers met at work" if name else "workers met idle"] += 1
         if name is None:
             return self.dice.choice(self.workers)
@@ -332,8 +330,8 @@ class Harness:
             time.sleep(WAKE_SECONDS)
             pages = self._settled_pages()
         promised = [each for batch in pages for each in self.promises.open_batches[batch]]
-        repeated = asyncio.run(_repeated(self.postgres.url, promised))
-        self.wrong += self.promises.settle(pages, repeated)
+        wrong = self.promises.settle(pages, asyncio.run(repeated(self.postgres.url, promised)))
+        self.wrong += wrong
         return seconds
 
     def _settled_pages(self) -> dict[str, dict[str, Any]]:
@@ -400,40 +398,3 @@ def _children(pid: int, word: str) -> list[psutil.Process]:
         return [child for child in psutil.Process(pid).children() if word in " ".join(child.cmdline())]
     except psutil.NoSuchProcess:
         return []
-
-
-async def _repeated(database_url: str, ingestions: list[str]) -> dict[str, str]:
-    """Which of these took more than one attempt, and what to say of them."""
-    conn = await asyncpg.connect(database_url)
-    try:
-        rows = await conn.fetch(
-            """
-            SELECT id, attempts, crashes FROM ingestions
-            WHERE id = ANY($1) AND (attempts > 1 OR crashes > 0) AND state = 'completed'
-            """,
-            [from_wire("ing", each) for each in ingestions],
-        )
-    finally:
-        await conn.close()
-    return {
-        to_wire("ing", each["id"]): f"took {each['attempts']} attempts, {each['crashes']} lost" for each in rows
-    }
-
-
-async def _until_busy(database_url: str, names: list[str]) -> str | None:
-    """One of these workers that holds a lease; None if none does for a while."""
-    with suppress(OSError, asyncpg.PostgresError):
-        conn = await asyncpg.connect(database_url)
-        try:
-            until = time.monotonic() + MEET_SECONDS
-            while time.monotonic() < until:
-                busy: str | None = await conn.fetchval(
-                    "SELECT leased_by FROM ingestions WHERE state = 'running' AND leased_by = ANY($1) LIMIT 1",
-                    names,
-                )
-                if busy is not None:
-                    return busy
-                await asyncio.sleep(0.005)
-        finally:
-            await conn.close()
-    return None
