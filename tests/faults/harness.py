@@ -267,14 +267,14 @@ class Harness:
         if refusal:
             return None
         made = answer.json()
-        self.promises.open_batches[made["id"]] = {each["id"] for each in made["data"]}
+        self.promises.expect(made["id"], made["data"])
         self.files += [each["file_id"] for each in made["data"]]
         batch: str = made["id"]
         return batch
 
     def expect_batch(self, batch: str) -> None:
         """A batch was accepted that the SDK's way of attaching has made."""
-        self.promises.open_batches[batch] = {each["id"] for each in self._page(batch).get("data", [])}
+        self.promises.expect(batch, self._page(batch).get("data", []))
 
     def ask(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         try:

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,14 +33,18 @@ _READ_SECONDS = 20
 class Promises:
     """Batches that were accepted, and what has happened since that allows another end than `completed`."""
 
-    open_batches: dict[str, set[str]] = field(default_factory=dict)  # batch → the ingestions it was promised for
+    open_batches: dict[str, dict[str, str]] = field(default_factory=dict)  # batch → its ingestions → their files
     cancelled: set[str] = field(default_factory=set)  # ingestions of which we were told so
-    deleted: set[str] = field(default_factory=set)  # likewise, of their files
-    may_be_gone: set[str] = field(default_factory=set)  # their files' deletion was not answered
+    deleted: set[str] = field(default_factory=set)  # files of which we were told so
+    may_be_gone: set[str] = field(default_factory=set)  # files whose deletion was not answered
     withdrawn: set[str] = field(default_factory=set)  # they may have lost all their stores
     may_fail: set[str] = field(default_factory=set)  # codes that this fault may end a file with
     may: frozenset[str] = frozenset()  # what else this fault may lead to
     kept: Counter[str] = field(default_factory=Counter)
+
+    def expect(self, batch: str, ingestions: Iterable[dict[str, Any]]) -> None:
+        """A batch of these was accepted."""
+        self.open_batches[batch] = {each["id"]: each["file_id"] for each in ingestions}
 
     def settle(self, pages: dict[str, dict[str, Any]], repeated: dict[str, str]) -> list[str]:
         """Hold what became of every open batch against what was promised, and start afresh.
@@ -63,9 +67,12 @@ class Promises:
                 wrong.append(f"ingestion {each['id']} of batch {batch} ended as {each['status']} {code or ''}")
         known = {each["id"] for each in page["data"]}
         wrong += [
-            f"ingestion {each} of batch {batch} is there, its file was deleted" for each in self.deleted & known
+            f"ingestion {each['id']} of batch {batch} is there, its file was deleted"
+            for each in page["data"]
+            if each["file_id"] in self.deleted
         ]
-        lost = self.open_batches[batch] - known - self.deleted - self.may_be_gone
+        gone = {each: file for each, file in self.open_batches[batch].items() if each not in known}
+        lost = [each for each, file in gone.items() if file not in self.deleted | self.may_be_gone]
         return wrong + [f"ingestion {each} of batch {batch} is gone, nobody deleted it" for each in lost]
 
     def _may_be_so(self, ingestion: str, status: str, code: str | None) -> bool:

@@ -77,7 +77,9 @@ class Proxy:
         server.close()
         for task in asyncio.all_tasks(self._loop):
             task.cancel()
-        self._loop.run_until_complete(asyncio.sleep(0))
+        self._reset()  # also those that have come since the last one
+        for _ in range(3):  # cancellation, close, and the socket's own end
+            self._loop.run_until_complete(asyncio.sleep(0))
 
     async def _connect(self, from_client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         self._connections.add(to_client)

@@ -27,9 +27,9 @@ def delete_some(harness: Harness) -> None:
     for each in harness.some_ingestions():
         answer = harness.ask("DELETE", f"/v1/files/{each['file_id']}")
         if answer.get("deleted"):
-            harness.promises.deleted.add(each["id"])
+            harness.promises.deleted.add(each["file_id"])
         elif not answer:  # likewise
-            harness.promises.may_be_gone.add(each["id"])
+            harness.promises.may_be_gone.add(each["file_id"])
 
 
 def detach_some(harness: Harness) -> None:
@@ -92,7 +92,7 @@ def cancel_batch(harness: Harness) -> None:
     store = harness.dice.choice(harness.stores)
     batch = harness.send(harness.draw_upload(LARGE, stores=[store]))
     if batch is not None:
-        harness.promises.withdrawn |= harness.promises.open_batches[batch]
+        harness.promises.withdrawn |= set(harness.promises.open_batches[batch])
         answer = harness.ask("POST", f"/v1/vector_stores/{store}/file_batches/{batch}/cancel")
         if answer.get("file_counts", {}).get("in_progress") != 0:
             harness.wrong.append(f"a batch was cancelled and is still at work: {answer}")
