@@ -111,7 +111,7 @@ async def test_a_beat_that_hears_nothing_costs_no_lease(paid: Workbench, provide
             left = await until_extended(attempt)
         finally:
             os.kill(frozen, signal.SIGCONT)
-        assert left > 1.5  # seconds of the old lease
+        assert left > 0  # of the old lease: before, the second beat came when it was over
 
 
 async def until_extended(attempt: Attempt) -> float:
