@@ -17,6 +17,7 @@ class Proxy:
     def __init__(self, upstream: str | int) -> None:
         self._upstream = upstream
         self._connections: set[asyncio.StreamWriter] = set()
+        self._is_ending = False
         self._loop = asyncio.new_event_loop()
         self._is_open = asyncio.Event()
         self.latency_seconds = 0.0  # of every piece, either way
@@ -75,10 +76,14 @@ class Proxy:
         listening.set()
         self._loop.run_forever()
         server.close()
-        for task in asyncio.all_tasks(self._loop):
-            task.cancel()
-        self._reset()  # also those that have come since the last one
-        for _ in range(3):  # cancellation, close, and the socket's own end
+        self._is_ending = True
+        while tasks := asyncio.all_tasks(self._loop):
+            for task in tasks:
+                task.cancel()
+            self._loop.run_until_complete(asyncio.wait(tasks))
+        for client in self._connections:  # those that have got no further than the door
+            client.transport.abort()
+        for _ in range(3):  # until their sockets are closed
             self._loop.run_until_complete(asyncio.sleep(0))
 
     async def _connect(self, from_client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
@@ -99,8 +104,8 @@ class Proxy:
         finally:
             for way in ways:
                 way.cancel()
-            to_server.close()
-            to_client.close()
+            for writer in (to_server, to_client):
+                writer.transport.abort() if self._is_ending else writer.close()
             self._connections.discard(to_client)
             self._silent.discard(to_client)
 
