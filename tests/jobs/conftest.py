@@ -7,6 +7,8 @@ import anyio
 import pytest
 import redis
 from rq import Queue
+from rq.job import Job as RQJob
+from rq.serializers import JSONSerializer
 
 from app.jobs import ArqRedis, AsyncWorker, RedisSettings, Worker, create_pool, func
 from tests.jobs import functions
@@ -37,6 +39,16 @@ async def run_all(redis_url: str, *functions: Any, **options: Any) -> Worker:
     finally:
         await worker.close()
     return worker
+
+
+async def reply(value: Any) -> Any:
+    """What is to be asked again by `until`, where asking needs no waiting."""
+    return value
+
+
+def fetch(sync_redis: redis.Redis, job_id: str) -> RQJob:
+    """RQ's job, of the queue that speaks JSON."""
+    return RQJob.fetch(job_id, connection=sync_redis, serializer=JSONSerializer)
 
 
 def lose_worker(queue: Queue, *job_ids: str, crashes: int = 0) -> None:

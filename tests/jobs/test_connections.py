@@ -30,7 +30,7 @@ from rq.command import send_shutdown_command
 from app.jobs import ArqRedis, AsyncWorker, RedisSettings, Worker, create_pool, func
 from app.jobs.settings import settings_of
 from tests.jobs import rq_functions as f
-from tests.jobs.conftest import PLAIN, RunWorker, Until
+from tests.jobs.conftest import PLAIN, RunWorker, Until, reply
 from tests.jobs.functions import multiply
 from tests.support.ports import free_port
 from tests.support.proxy import Proxy
@@ -253,19 +253,15 @@ def wire(redis_url: str) -> Iterator[Proxy]:
         yield wire
 
 
-async def _reply(value: Any) -> Any:
-    return value
-
-
 async def test_an_idle_worker_whose_connection_died_without_a_word_hears_of_new_jobs(
     wire: Proxy, queue: Queue, run_worker: RunWorker, until: Until
 ) -> None:
     """A NAT or a host that vanished: nobody closes, and nothing comes."""
     wire.silent_from = b"BLMOVE"
     async with run_worker(**PLAIN, url=f"redis://127.0.0.1:{wire.port}", lease_seconds=1):
-        await until(lambda: _reply(wire.silent_from is None))
+        await until(lambda: reply(wire.silent_from is None))
         job = queue.enqueue(f.add, 1)
-        await until(lambda: _reply(job.is_finished))
+        await until(lambda: reply(job.is_finished))
 
 
 async def test_commands_are_heard_after_their_connection_died_without_a_word(
@@ -273,9 +269,9 @@ async def test_commands_are_heard_after_their_connection_died_without_a_word(
 ) -> None:
     wire.silent_from = b"\r\nSUBSCRIBE"
     async with run_worker(**PLAIN, url=f"redis://127.0.0.1:{wire.port}", lease_seconds=1, name="w") as worker:
-        await until(lambda: _reply(sync_redis.pubsub_numsub("rq:pubsub:w")[0][1]))
+        await until(lambda: reply(sync_redis.pubsub_numsub("rq:pubsub:w")[0][1]))
         send_shutdown_command(sync_redis, "w")
-        await until(lambda: _reply(worker.stop_event.is_set()))
+        await until(lambda: reply(worker.stop_event.is_set()))
 
 
 @pytest.mark.parametrize(("word", "arrives"), [(b"idle", False), (b"birth", True)])

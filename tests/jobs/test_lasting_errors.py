@@ -14,14 +14,10 @@ from rq import Callback, Queue
 from app.jobs import AsyncWorker, RedisSettings
 from app.jobs.budget import is_away
 from tests.jobs import rq_functions as f
-from tests.jobs.conftest import PLAIN, RunWorker, Until
+from tests.jobs.conftest import PLAIN, RunWorker, Until, reply
 from tests.jobs.redis_snapshot import assert_no_run_is_recorded, place_of
 
 Burst = Callable[..., Awaitable[int]]
-
-
-async def _reply(value: Any) -> Any:
-    return value
 
 
 @pytest.fixture
@@ -73,7 +69,7 @@ async def test_a_part_of_the_upkeep_that_redis_refuses_holds_up_no_other(
     async with run_worker(**PLAIN, poll_seconds=0.05):
         for number in range(2):
             job = queue.enqueue_in(timedelta(seconds=0), f.add, number)
-            await until(lambda job=job: _reply(job.is_finished))
+            await until(lambda job=job: reply(job.is_finished))
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from rq.serializers import JSONSerializer
 from app.embedded import EmbeddedRedis
 from app.jobs import ArqRedis, JobRequest, RedisSettings, connect_lazily
 from tests.jobs import rq_functions as f
-from tests.jobs.conftest import PLAIN, RunWorker, Until, lose_worker
+from tests.jobs.conftest import PLAIN, RunWorker, Until, lose_worker, reply
 from tests.jobs.redis_snapshot import assert_no_run_is_recorded, place_of
 
 Burst = Callable[..., Awaitable[int]]
@@ -32,10 +32,6 @@ ARQ: dict[str, Any] = {"functions": [f.arq_multiply, f.arq_fail, f.arq_retry, f.
 def durable_redis() -> Iterator[EmbeddedRedis]:
     with TemporaryDirectory(prefix="sluice-redis-") as folder, EmbeddedRedis(Path(folder)) as server:
         yield server
-
-
-async def _reply(value: Any) -> Any:
-    return value
 
 
 # killed workers
@@ -72,10 +68,10 @@ async def test_a_killed_workers_job_runs_again_after_its_lease(
         assert await process.wait() == -signal.SIGKILL
     assert place_of(queue.connection, "one") == ["started", "wip"], "nobody has noticed yet"
     async with run_worker(**PLAIN, lease_seconds=1):
-        await until(lambda: _reply(job.is_finished))
+        await until(lambda: reply(job.is_finished))
     assert place_of(queue.connection, "one") == ["finished", "finished"]
     assert job.return_value() == "survived"
-    await until(lambda: _reply(not list(queue.connection.scan_iter("rq:execution*"))))
+    await until(lambda: reply(not list(queue.connection.scan_iter("rq:execution*"))))
     assert queue.connection.zcard("rq:wip:q") == 0
 
 
@@ -84,9 +80,9 @@ async def test_a_worker_whose_loop_stands_still_loses_its_jobs(
 ) -> None:
     job = queue.enqueue(f.block_the_loop_once, job_id="one")
     async with worker_process(redis_url):
-        await until(lambda: _reply(queue.connection.exists("test:runs:one")))
+        await until(lambda: reply(queue.connection.exists("test:runs:one")))
         async with run_worker(**PLAIN, lease_seconds=1):
-            await until(lambda: _reply(job.is_finished))
+            await until(lambda: reply(job.is_finished))
 
 
 async def test_a_job_that_swallows_its_cancellation_does_not_keep_the_process(
@@ -94,7 +90,7 @@ async def test_a_job_that_swallows_its_cancellation_does_not_keep_the_process(
 ) -> None:
     queue.enqueue(f.swallow_cancellations, job_id="one")
     async with worker_process(redis_url, grace_seconds=0.1) as process:
-        await until(lambda: _reply(queue.connection.llen("test:started")))
+        await until(lambda: reply(queue.connection.llen("test:started")))
         process.terminate()
         async with asyncio.timeout(10):
             assert await process.wait() == 0
@@ -107,11 +103,11 @@ async def test_all_jobs_of_a_lost_worker_run_again_at_once(
     """Also those beyond what one script takes back; `until` waits for less long than a second look would take."""
     async with run_worker(**ARQ, ctx={"started": asyncio.Event()}, max_jobs=250, lease_seconds=600) as lost:
         await pool.enqueue_jobs([JobRequest("arq_forever", queue_name="q") for _ in range(250)])
-        await until(lambda: _reply(len(lost.running) == 250))
+        await until(lambda: reply(len(lost.running) == 250))
         members = sync_redis.zrange("rq:wip:q", 0, -1)
         sync_redis.zadd("rq:wip:q", dict.fromkeys(members, 1))
         async with run_worker(**ARQ, ctx={"started": asyncio.Event()}, max_jobs=250, lease_seconds=600) as other:
-            await until(lambda: _reply(len(other.running) == 250))
+            await until(lambda: reply(len(other.running) == 250))
 
 
 async def test_keys_that_are_no_records_stop_nobody(
@@ -126,8 +122,8 @@ async def test_keys_that_are_no_records_stop_nobody(
     assert await pool.enqueue_job("arq_multiply", 1, 2, _job_id="retaken", _queue_name="q") is not None
     assert await pool.withdraw_jobs(["waiting", "running"]) == 0
     async with run_worker(**ARQ, lease_seconds=1):
-        await until(lambda: _reply(place_of(sync_redis, "retaken") == ["finished", "finished"]))
-        await until(lambda: _reply(not sync_redis.exists("rq:scheduled:q", "rq:wip:q", "rq:queue:q")))
+        await until(lambda: reply(place_of(sync_redis, "retaken") == ["finished", "finished"]))
+        await until(lambda: reply(not sync_redis.exists("rq:scheduled:q", "rq:wip:q", "rq:queue:q")))
 
 
 async def test_a_job_that_kills_each_worker_fails_at_last(
@@ -139,7 +135,7 @@ async def test_a_job_that_kills_each_worker_fails_at_last(
         async with worker_process(redis_url) as process:
             assert await process.wait() == -signal.SIGKILL
     async with run_worker(**PLAIN, lease_seconds=1):
-        await until(lambda: _reply(job.is_failed))
+        await until(lambda: reply(job.is_failed))
     assert place_of(queue.connection, "one") == ["failed", "failed"]
     result = job.latest_result()
     assert result is not None
@@ -162,7 +158,7 @@ async def test_one_job_that_kills_its_workers_takes_no_other_down_with_it(
     async with asyncio.timeout(60):
         while not all_ended():
             async with worker_process(redis_url) as process:
-                await until(lambda: _reply(process.returncode is not None or all_ended()))
+                await until(lambda: reply(process.returncode is not None or all_ended()))
     assert place_of(client, "killer") == ["failed", "failed"]
     assert {job.get_status() for job in others} == {JobStatus.FINISHED}
 
@@ -175,11 +171,11 @@ async def test_a_worker_runs_one_suspect_at_a_time(queue: Queue, run_worker: Run
     async with run_worker(**PLAIN) as worker:
         for done in range(3):
             other = queue.enqueue(f.nothing)
-            await until(lambda n=done: _reply(client.llen("test:started") > n))  # type: ignore[misc]
-            await until(lambda: _reply(other.is_finished))  # noqa: B023 - called before the next turn
+            await until(lambda n=done: reply(client.llen("test:started") > n))  # type: ignore[misc]
+            await until(lambda: reply(other.is_finished))  # noqa: B023 - called before the next turn
             assert sum(b"crashes" in each.raw for each in worker.running.values()) == 1
             client.rpush("test:go", "go")
-        await until(lambda: _reply(client.zcard("rq:finished:q") == 6))
+        await until(lambda: reply(client.zcard("rq:finished:q") == 6))
 
 
 async def test_a_job_that_got_through_is_no_suspect_any_more(
@@ -194,7 +190,7 @@ async def test_a_job_that_got_through_is_no_suspect_any_more(
         queue.enqueue(f.fail if job_id == "failed" else f.nothing, job_id=job_id, **each)
         queue.connection.hset(f"rq:job:{job_id}", "crashes", 1)
     async with run_worker(**PLAIN) as worker:
-        await until(lambda: _reply(not queue.count and not worker.running))
+        await until(lambda: reply(not queue.count and not worker.running))
     for job_id in options:
         assert queue.connection.hget(f"rq:job:{job_id}", "crashes") in {None, b"0"}
 
@@ -207,7 +203,7 @@ async def test_a_delayed_retry_that_was_cut_off_between_rqs_two_writes_runs_agai
     lose_worker(queue, "one")
     queue.connection.hset("rq:job:one", "status", "scheduled")
     async with run_worker(**PLAIN, lease_seconds=1):
-        await until(lambda: _reply(job.is_finished))
+        await until(lambda: reply(job.is_finished))
 
 
 async def test_a_record_with_odd_fields_is_taken_back_as_any_other(
@@ -218,7 +214,7 @@ async def test_a_record_with_odd_fields_is_taken_back_as_any_other(
     queue.connection.hset("rq:job:odd", mapping={"crashes": "x", "job_try": "y"})
     queue.connection.set("rq:executions:odd", "no registry")
     async with run_worker(**PLAIN, lease_seconds=1):
-        await until(lambda: _reply(all(job.is_finished for job in jobs)))
+        await until(lambda: reply(all(job.is_finished for job in jobs)))
 
 
 async def test_a_stock_clean_up_fails_a_killed_workers_job_as_abandoned(
@@ -248,10 +244,10 @@ async def test_a_worker_that_was_thought_dead_does_not_record_over_another(
         (member,) = sync_redis.zrange("rq:wip:q", 0, -1)
         sync_redis.zadd("rq:wip:q", {member: 1})
         async with run_worker(**ARQ, ctx={"started": asyncio.Event()}, job_timeout=0.1, lease_seconds=1):
-            await until(lambda: _reply(place_of(sync_redis, "one")[0] == "failed"))
+            await until(lambda: reply(place_of(sync_redis, "one")[0] == "failed"))
         (running,) = slow.running.values()
         running.cancel()
-        await until(lambda: _reply(not slow.running))
+        await until(lambda: reply(not slow.running))
     assert place_of(sync_redis, "one") == ["failed", "failed"]
     assert sync_redis.xlen("rq:results:one") == 1
     assert_no_run_is_recorded(sync_redis)
@@ -278,10 +274,10 @@ async def test_a_job_that_ends_while_redis_is_away_is_recorded_when_it_is_back(
         await ctx["started"].wait()
         await asyncio.to_thread(durable_redis.stop)
         go.set()
-        await until(lambda: _reply(worker.executor.active_count == 0))
+        await until(lambda: reply(worker.executor.active_count == 0))
         assert len(worker.running) == 1, "it has ended, and nobody knows"
         await asyncio.to_thread(durable_redis.start)
-        await until(lambda: _reply(not worker.running))
+        await until(lambda: reply(not worker.running))
         with redis.Redis.from_url(durable_redis.url) as client:
             assert place_of(client, "one") == ["finished", "finished"]
             assert client.xlen("rq:results:one") == 1
@@ -298,7 +294,7 @@ async def test_a_redis_that_lost_its_memory_gets_no_trace_of_a_job_that_it_does_
         await pool.enqueue_job("arq_forever", _job_id="one")
         await ctx["started"].wait()
         own_redis.flush()
-        await until(lambda: _reply(not worker.running))
+        await until(lambda: reply(not worker.running))
         with redis.Redis.from_url(own_redis.url) as client:
             assert place_of(client, "one") == ["no job"]
             assert not client.exists("rq:results:one")
@@ -319,7 +315,7 @@ async def test_jobs_wait_out_a_restart_of_redis(
     async with run_worker(url=durable_redis.url, functions=None, lease_seconds=1):
         await asyncio.to_thread(durable_redis.start)
         with redis.Redis.from_url(durable_redis.url) as client:
-            await until(lambda: _reply(client.zcard("rq:finished:q") == 20 and client.zcard("rq:failed:q") == 1))
+            await until(lambda: reply(client.zcard("rq:finished:q") == 20 and client.zcard("rq:failed:q") == 1))
             assert place_of(client, "n0") == ["finished", "finished"]
             assert Job.fetch("bad", connection=client, serializer=JSONSerializer).is_failed
             assert_no_run_is_recorded(client)

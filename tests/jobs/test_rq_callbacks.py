@@ -14,17 +14,13 @@ from rq.webhook import Webhook
 
 from app.jobs import AsyncWorker
 from tests.jobs import rq_functions as f
-from tests.jobs.conftest import PLAIN, RunWorker, Until
+from tests.jobs.conftest import PLAIN, RunWorker, Until, reply
 
 
 def result_of(job: Job) -> Result:
     found = job.latest_result()
     assert found is not None
     return found
-
-
-async def _reply(value: Any) -> Any:
-    return value
 
 
 @pytest.mark.parametrize(("function", "when"), [(f.nothing, "on_success"), (f.fail, "on_failure")])
@@ -34,7 +30,7 @@ async def test_a_callback_that_raises_an_os_error_fails_its_job_and_is_not_calle
     """Redis' own errors are tried again; a user's, which may be of the same class, is not one of them."""
     job = queue.enqueue(function, **{when: Callback(f.break_callback_with_an_os_error)})
     async with run_worker(**PLAIN), asyncio.timeout(5):
-        await until(lambda: _reply(job.is_failed))
+        await until(lambda: reply(job.is_failed))
     assert queue.connection.get(f"test:calls:{job.id}") == b"1"
     assert "FileNotFoundError" in (result_of(job).exc_string or "")
 
@@ -43,14 +39,14 @@ async def test_a_slow_callback_holds_up_no_other_job(queue: Queue, run_worker: R
     client = queue.connection
     slow = queue.enqueue(f.nothing, on_success=Callback(f.wait_in_callback))
     async with run_worker(**PLAIN):
-        await until(lambda: _reply(client.llen("test:started")))
+        await until(lambda: reply(client.llen("test:started")))
         others = [queue.enqueue(f.add, 1), queue.enqueue(f.nothing, on_success=Callback(f.note_success))]
         try:
             async with asyncio.timeout(5):
-                await until(lambda: _reply(all(job.is_finished for job in others)))
+                await until(lambda: reply(all(job.is_finished for job in others)))
         finally:
             client.rpush("test:go", "go")
-        await until(lambda: _reply(slow.is_finished))
+        await until(lambda: reply(slow.is_finished))
 
 
 async def test_a_shutdown_waits_for_a_callback_and_what_rq_writes_after_it(
@@ -59,7 +55,7 @@ async def test_a_shutdown_waits_for_a_callback_and_what_rq_writes_after_it(
     client = queue.connection
     job = queue.enqueue(f.add, 1, on_success=Callback(f.wait_in_callback))
     async with run_worker(**PLAIN) as worker:
-        await until(lambda: _reply(client.llen("test:started")))
+        await until(lambda: reply(client.llen("test:started")))
         worker.request_shutdown()
         client.rpush("test:go", "go")
     assert job.return_value() == 2

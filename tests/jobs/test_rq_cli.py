@@ -17,6 +17,7 @@ from rq.worker import Worker
 
 from app.jobs import ArqRedis
 from tests.jobs import rq_functions as f
+from tests.jobs.conftest import reply
 from tests.jobs.redis_snapshot import assert_no_run_is_recorded, place_of
 
 Until = Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]
@@ -64,10 +65,6 @@ def rq(starts: Starts) -> Rq:
         return text
 
     return run
-
-
-async def _reply(value: Any) -> Any:
-    return value
 
 
 async def test_worker_burst_runs_everything_and_ends(queue: Queue, rq: Rq) -> None:
@@ -141,9 +138,9 @@ async def test_worker_pool_ends_with_its_workers_when_told(
     queue: Queue, starts: Starts, until: Until, sync_redis: redis.Redis
 ) -> None:
     async with starts("worker-pool", "q", "--num-workers", "2", *OURS) as process, asyncio.timeout(60):
-        await until(lambda: _reply(Worker.count(connection=sync_redis) == 2))
+        await until(lambda: reply(Worker.count(connection=sync_redis) == 2))
         job = queue.enqueue(f.add, 1)
-        await until(lambda: _reply(job.is_finished))
+        await until(lambda: reply(job.is_finished))
         process.terminate()
         await process.communicate()
     assert process.returncode == 0
@@ -158,8 +155,8 @@ async def test_info_shows_queues_and_workers(
     queue.enqueue(f.tell_and_wait)
     Queue("other", connection=sync_redis).enqueue(f.nothing)
     async with starts("worker", "q", "--name", "seen", *OURS) as process:
-        await until(lambda: _reply(sync_redis.zcard("rq:failed:q") and sync_redis.zcard("rq:finished:q")))
-        await until(lambda: _reply(sync_redis.llen("test:started")))
+        await until(lambda: reply(sync_redis.zcard("rq:failed:q") and sync_redis.zcard("rq:finished:q")))
+        await until(lambda: reply(sync_redis.llen("test:started")))
         raw = await rq("info", "--raw", *OURS)
         pretty = await rq("info", "q", *OURS)
         stock = await rq("info", "--raw", "--only-workers")
@@ -188,14 +185,14 @@ async def test_suspend_holds_a_running_worker_and_resume_lets_it_go_on(
 ) -> None:
     async with starts("worker", "q", *OURS) as process:
         first = queue.enqueue(f.nothing)
-        await until(lambda: _reply(first.is_finished))
+        await until(lambda: reply(first.is_finished))
         await rq("suspend")
         second = queue.enqueue(f.nothing)
         assert await asyncio.to_thread(second.latest_result, 1) is None
         assert second.is_queued
         assert process.returncode is None
         await rq("resume")
-        await until(lambda: _reply(second.is_finished))
+        await until(lambda: reply(second.is_finished))
 
 
 async def test_a_worker_that_starts_while_suspended_says_so_and_ends(queue: Queue, rq: Rq) -> None:
@@ -209,7 +206,7 @@ async def test_a_signal_lets_running_jobs_end_and_takes_no_more(
 ) -> None:
     async with starts("worker", "q", *OURS) as process, asyncio.timeout(30):
         job = queue.enqueue(f.tell_and_wait_in_thread)
-        await until(lambda: _reply(sync_redis.llen("test:started")))
+        await until(lambda: reply(sync_redis.llen("test:started")))
         process.send_signal(number)
         await _printed(process, "warm shutdown requested")
         later = queue.enqueue(f.nothing, job_id="later")
@@ -228,7 +225,7 @@ async def test_a_second_signal_gives_running_jobs_back_at_once(
 ) -> None:
     async with starts("worker", "q", *OURS) as process, asyncio.timeout(30):
         queue.enqueue(f.tell_and_wait, job_id="one")
-        await until(lambda: _reply(sync_redis.llen("test:started")))
+        await until(lambda: reply(sync_redis.llen("test:started")))
         process.terminate()
         await _printed(process, "warm shutdown requested")
         assert place_of(sync_redis, "one") == ["started", "wip"]

@@ -21,12 +21,7 @@ from rq.worker import Worker
 
 from app.jobs import AsyncWorker, RedisSettings
 from tests.jobs import rq_functions as f
-from tests.jobs.conftest import PLAIN, RunWorker, Until
-
-
-async def _reply(value: Any) -> Any:
-    return value
-
+from tests.jobs.conftest import PLAIN, RunWorker, Until, reply
 
 # RQ's commands and what RQ shows of a worker
 
@@ -37,9 +32,9 @@ async def test_stop_job_ends_a_job_as_stopped(
 ) -> None:
     async with run_worker(**PLAIN) as worker:
         job = queue.enqueue(function)
-        await until(lambda: _reply(sync_redis.llen("test:started")))
+        await until(lambda: reply(sync_redis.llen("test:started")))
         send_stop_job_command(sync_redis, job.id)
-        await until(lambda: _reply(not worker.running))
+        await until(lambda: reply(not worker.running))
         sync_redis.rpush("test:go", "lets the thread end")
     assert job.get_status() is JobStatus.STOPPED
     result = job.latest_result()
@@ -53,11 +48,11 @@ async def test_stop_execution_ends_that_execution_alone(
 ) -> None:
     async with run_worker(**PLAIN) as worker:
         victim, other = (queue.enqueue(f.tell_and_wait) for _ in range(2))
-        await until(lambda: _reply(sync_redis.llen("test:started") == 2))
+        await until(lambda: reply(sync_redis.llen("test:started") == 2))
         (execution,) = victim.get_executions()
         assert execution.worker_name == worker.name
         send_stop_execution_command(sync_redis, victim.id, execution.id)
-        await until(lambda: _reply(len(worker.running) == 1))
+        await until(lambda: reply(len(worker.running) == 1))
         assert victim.get_status() is JobStatus.STOPPED
         assert other.get_status() is JobStatus.STARTED
 
@@ -67,13 +62,13 @@ async def test_kill_horse_ends_what_runs_and_the_worker_lives_on(
 ) -> None:
     async with run_worker(**PLAIN) as worker:
         jobs = [queue.enqueue(f.tell_and_wait) for _ in range(2)]
-        await until(lambda: _reply(sync_redis.llen("test:started") == 2))
+        await until(lambda: reply(sync_redis.llen("test:started") == 2))
         send_kill_horse_command(sync_redis, worker.name)
-        await until(lambda: _reply(not worker.running))
+        await until(lambda: reply(not worker.running))
         assert {job.get_status() for job in jobs} <= {JobStatus.STOPPED, JobStatus.FAILED}
         assert sorted(FailedJobRegistry("q", connection=sync_redis).get_job_ids()) == sorted(job.id for job in jobs)
         later = queue.enqueue(f.add, 1)
-        await until(lambda: _reply(later.is_finished))
+        await until(lambda: reply(later.is_finished))
 
 
 async def test_the_shutdown_command_ends_the_worker_and_gives_its_jobs_back(
@@ -84,7 +79,7 @@ async def test_the_shutdown_command_ends_the_worker_and_gives_its_jobs_back(
     )
     running = asyncio.create_task(worker.run())
     job = queue.enqueue(f.tell_and_wait)
-    await until(lambda: _reply(sync_redis.llen("test:started")))
+    await until(lambda: reply(sync_redis.llen("test:started")))
     send_shutdown_command(sync_redis, "leaves")
     async with asyncio.timeout(10):
         assert await running == 1
@@ -98,9 +93,9 @@ async def test_a_command_that_is_none_is_ignored(
     run_worker: RunWorker, until: Until, sync_redis: redis.Redis, nonsense: str
 ) -> None:
     async with run_worker(**PLAIN, name="w") as worker:
-        await until(lambda: _reply(sync_redis.publish("rq:pubsub:w", nonsense)))
+        await until(lambda: reply(sync_redis.publish("rq:pubsub:w", nonsense)))
         send_shutdown_command(sync_redis, "w")
-        await until(lambda: _reply(worker.stop_event.is_set()))
+        await until(lambda: reply(worker.stop_event.is_set()))
 
 
 async def test_a_suspended_worker_takes_nothing_until_it_is_resumed(
@@ -108,12 +103,12 @@ async def test_a_suspended_worker_takes_nothing_until_it_is_resumed(
 ) -> None:
     suspend(sync_redis)
     async with run_worker(**PLAIN):
-        await until(lambda: _reply(Worker.all(connection=sync_redis)))
+        await until(lambda: reply(Worker.all(connection=sync_redis)))
         job = queue.enqueue(f.add, 1)
         assert await asyncio.to_thread(job.latest_result, 1) is None
         assert job.get_status() is JobStatus.QUEUED
         resume(sync_redis)
-        await until(lambda: _reply(job.is_finished))
+        await until(lambda: reply(job.is_finished))
 
 
 def test_a_suspended_burst_ends(queue: Queue, burst: Callable[..., AsyncWorker], sync_redis: redis.Redis) -> None:
@@ -129,12 +124,12 @@ async def test_rq_sees_the_worker_its_state_its_executions_and_its_statistics(
     async with run_worker(**PLAIN, name="seen", queues=["q", "low"]) as worker:
         for function in (f.nothing, f.add_async, f.fail, f.fail_async):
             queue.enqueue(function, *([1] if function is f.add_async else []))
-        await until(lambda: _reply(sync_redis.exists("rq:worker:seen")))
-        await until(lambda: _reply(_seen(sync_redis).failed_job_count == 2))
-        await until(lambda: _reply(_seen(sync_redis).successful_job_count == 2))
-        await until(lambda: _reply(_seen(sync_redis).get_state() == "idle"))
+        await until(lambda: reply(sync_redis.exists("rq:worker:seen")))
+        await until(lambda: reply(_seen(sync_redis).failed_job_count == 2))
+        await until(lambda: reply(_seen(sync_redis).successful_job_count == 2))
+        await until(lambda: reply(_seen(sync_redis).get_state() == "idle"))
         job = queue.enqueue(f.tell_and_wait)
-        await until(lambda: _reply(sync_redis.llen("test:started")))
+        await until(lambda: reply(sync_redis.llen("test:started")))
         seen = _seen(sync_redis)
         assert seen.get_state() == "busy"
         assert seen.queue_names() == ["q", "low"]
@@ -153,10 +148,10 @@ async def test_a_worker_is_idle_again_after_a_job_that_rqs_code_settled(
 ) -> None:
     async with run_worker(**PLAIN, name="seen") as worker:
         job = queue.enqueue(f.add, 1, on_success=Callback(f.note_success))
-        await until(lambda: _reply(job.is_finished))
-        await until(lambda: _reply(not worker.running))
+        await until(lambda: reply(job.is_finished))
+        await until(lambda: reply(not worker.running))
         async with asyncio.timeout(3):
-            await until(lambda: _reply(_seen(sync_redis).get_state() == "idle"))
+            await until(lambda: reply(_seen(sync_redis).get_state() == "idle"))
 
 
 def _seen(sync_redis: redis.Redis) -> Worker:
@@ -169,7 +164,7 @@ async def test_a_second_worker_of_the_same_name_is_refused(
     run_worker: RunWorker, redis_url: str, until: Until, sync_redis: redis.Redis
 ) -> None:
     async with run_worker(**PLAIN, name="same"):
-        await until(lambda: _reply(sync_redis.exists("rq:worker:same")))
+        await until(lambda: reply(sync_redis.exists("rq:worker:same")))
         second = AsyncWorker(["q"], name="same", redis_settings=RedisSettings.from_dsn(redis_url))
         with pytest.raises(ValueError, match="active worker named 'same'"):
             await second.run(burst=True)

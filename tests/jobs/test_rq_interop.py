@@ -22,7 +22,7 @@ from app.jobs import ArqRedis, AsyncWorker, JobExecutionFailed, JobRequest, Redi
 from app.jobs import Job as ArqJob
 from app.jobs import JobStatus as ArqStatus
 from tests.jobs import rq_functions as f
-from tests.jobs.conftest import PLAIN, RunWorker, Until
+from tests.jobs.conftest import PLAIN, RunWorker, Until, reply
 
 
 @pytest.fixture
@@ -138,9 +138,9 @@ async def test_a_job_that_is_cancelled_while_it_runs_is_ended_and_stays_cancelle
 ) -> None:
     async with run_worker(**PLAIN, lease_seconds=0.6) as worker:
         job = queue.enqueue(f.tell_and_wait)
-        await until(lambda: _reply(sync_redis.llen("test:started")))
+        await until(lambda: reply(sync_redis.llen("test:started")))
         job.cancel()
-        await until(lambda: _reply(not worker.running))
+        await until(lambda: reply(not worker.running))
     assert job.get_status() is JobStatus.CANCELED
     assert job.latest_result() is None
     assert not list(sync_redis.scan_iter("rq:execution*"))
@@ -152,7 +152,7 @@ async def test_what_rq_schedules_runs_when_it_is_due(queue: Queue, run_worker: R
         job = queue.enqueue_in(timedelta(seconds=1), f.add, 1)
         assert job.get_status() is JobStatus.SCHEDULED
         due = ScheduledJobRegistry("q", connection=queue.connection).get_scheduled_time(job)
-        await until(lambda: _reply(job.is_finished))
+        await until(lambda: reply(job.is_finished))
     job.refresh()
     assert job.started_at is not None
     assert due <= job.started_at
@@ -189,7 +189,7 @@ async def test_each_of_many_jobs_at_once_sees_itself(
 ) -> None:
     jobs = [queue.enqueue(function) for _ in range(20)]
     async with run_worker(**PLAIN, max_jobs=20, name="sees"):
-        await until(lambda: _reply(all(job.is_finished for job in jobs)))
+        await until(lambda: reply(all(job.is_finished for job in jobs)))
     assert [job.return_value() for job in jobs] == [(job.id, "sees") for job in jobs]
 
 
@@ -302,11 +302,11 @@ async def test_both_kinds_of_worker_share_a_queue_and_each_job_runs_once(
         "--name", "stock", env={**os.environ, "PYTHONPATH": str(Path.cwd())}, stderr=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        await until(lambda: _reply(sync_redis.exists("rq:worker:stock")))
+        await until(lambda: reply(sync_redis.exists("rq:worker:stock")))
         async with run_worker(**PLAIN, name="ours"):
             data = [Queue.prepare_data(f.count, ("test:ran",)) for _ in range(300)]
             queue.enqueue_many(data)
-            await until(lambda: _reply(FinishedJobRegistry("q", connection=sync_redis).count == 300))
+            await until(lambda: reply(FinishedJobRegistry("q", connection=sync_redis).count == 300))
         assert sync_redis.hlen("test:ran") == 300
         assert set(sync_redis.hvals("test:ran")) == {b"1"}
     finally:
@@ -323,9 +323,5 @@ async def test_many_of_our_jobs_and_rqs_in_one_worker(
         ours = await pool.enqueue_jobs([JobRequest(name, (n, 2)) for n in range(50)])
         rqs = [json_queue.enqueue(f.add, n, 2) for n in range(50)]
         assert [await job.result(20) for job in ours if job] == [2 * n for n in range(50)]
-        await until(lambda: _reply(all(job.is_finished for job in rqs)))
+        await until(lambda: reply(all(job.is_finished for job in rqs)))
     assert [job.return_value() for job in rqs] == [n + 2 for n in range(50)]
-
-
-async def _reply(value: Any) -> Any:
-    return value

@@ -18,12 +18,8 @@ from app.embedded import EmbeddedRedis
 from app.jobs import ArqRedis, AsyncWorker, RedisSettings
 from app.jobs.running import Running
 from tests.jobs import rq_functions as f
-from tests.jobs.conftest import PLAIN, RunWorker, Until, lose_worker
+from tests.jobs.conftest import PLAIN, RunWorker, Until, lose_worker, reply
 from tests.jobs.redis_snapshot import assert_no_run_is_recorded, place_of
-
-
-async def _reply(value: Any) -> Any:
-    return value
 
 
 @pytest.fixture
@@ -66,12 +62,12 @@ async def test_an_ending_that_redis_refuses_at_first_is_written_once(
     """Its callback is called once, and a retry or a repeat counted once."""
     Queue("q", connection=client).enqueue(function, job_id="one", **options)
     async with run_worker(**PLAIN, url=own_redis.url, lease_seconds=60) as worker:
-        await until(lambda: _reply(client.llen("test:started")))
+        await until(lambda: reply(client.llen("test:started")))
         client.execute_command("ACL", "SETUSER", "default", "-hincrby")
         client.rpush("test:go", "go")
-        await until(lambda: _reply(client.execute_command("ACL", "LOG")))
+        await until(lambda: reply(client.execute_command("ACL", "LOG")))
         client.execute_command("ACL", "SETUSER", "default", "+hincrby")
-        await until(lambda: _reply(not worker.running))
+        await until(lambda: reply(not worker.running))
         assert place_of(client, "one") == then
         assert {name: client.hget("rq:job:one", name) for name in fields} == fields
         if any(name.startswith("on_") for name in options):
@@ -85,13 +81,13 @@ async def test_an_ending_is_not_written_over_a_run_that_began_during_its_callbac
     client = queue.connection
     queue.enqueue(f.nothing, job_id="one", on_success=Callback(f.wait_in_callback))
     async with run_worker(**PLAIN, lease_seconds=600) as worker:
-        await until(lambda: _reply(client.llen("test:started")))
+        await until(lambda: reply(client.llen("test:started")))
         (member,) = client.zrange("rq:wip:q", 0, -1)
         client.zrem("rq:wip:q", member)
         client.zadd("rq:wip:q", {"one:another": now().timestamp() + 600})
         client.hset("rq:job:one", "worker_name", "another")
         client.rpush("test:go", "go")
-        await until(lambda: _reply(not worker.running))
+        await until(lambda: reply(not worker.running))
     assert place_of(client, "one") == ["started", "wip"]
     assert client.hget("rq:job:one", "worker_name") == b"another"
     assert not client.exists("rq:results:one")
@@ -109,9 +105,9 @@ async def test_a_callback_that_exits_fails_its_job_alone(
 ) -> None:
     async with run_worker(**PLAIN):
         job = queue.enqueue(function, job_id="one", **options)
-        await until(lambda: _reply(job.is_failed))
+        await until(lambda: reply(job.is_failed))
         other = queue.enqueue(f.nothing)
-        await until(lambda: _reply(other.is_finished))
+        await until(lambda: reply(other.is_finished))
     assert "SystemExit" in (job.latest_result().exc_string or "")
 
 
@@ -121,7 +117,7 @@ async def test_a_handler_of_failures_that_fails_keeps_no_job_from_being_settled(
     first = queue.enqueue(f.fail, job_id="first")
     queue.enqueue(f.nothing, job_id="second", depends_on=first)
     async with run_worker(**PLAIN, exception_handlers=[f.break_handler]) as worker:
-        await until(lambda: _reply(first.is_failed and not worker.running))
+        await until(lambda: reply(first.is_failed and not worker.running))
     assert caplog.text.count("a handler of failures failed") == 1
     assert place_of(queue.connection, "first") == ["failed", "failed"]
     assert_no_run_is_recorded(queue.connection)
@@ -135,8 +131,8 @@ async def test_what_rqs_code_cannot_read_is_settled_without_its_dependents(
     queue.enqueue(f.nothing, job_id="second", depends_on=first)
     queue.connection.hset("rq:job:first", "enqueue_at_front", "no number")
     async with run_worker(**PLAIN) as worker, asyncio.timeout(5):
-        await until(lambda: _reply(place_of(queue.connection, "first") == ["failed", "failed"]))
-        await until(lambda: _reply(not worker.running))
+        await until(lambda: reply(place_of(queue.connection, "first") == ["failed", "failed"]))
+        await until(lambda: reply(not worker.running))
     assert place_of(queue.connection, "second") == ["deferred", "deferred"]
     assert_no_run_is_recorded(queue.connection)
 
@@ -156,7 +152,7 @@ async def test_a_refused_job_with_a_dependent_is_not_tried_again(
     json_queue.enqueue(f.count, "test:ran", job_id="one", **options)
     json_queue.enqueue(f.nothing, job_id="two", depends_on="one")
     async with run_worker(functions=None) as worker:
-        await until(lambda: _reply(place_of(json_queue.connection, "one")[0] != "queued" and not worker.running))
+        await until(lambda: reply(place_of(json_queue.connection, "one")[0] != "queued" and not worker.running))
     assert place_of(json_queue.connection, "one") == ["failed", "failed"]
     assert not json_queue.connection.exists("test:ran")
 
@@ -169,7 +165,7 @@ async def test_a_job_that_lost_three_workers_is_not_tried_again_for_its_dependen
     before = queue.connection.hget("rq:job:one", "data")
     lose_worker(queue, "one", crashes=2)
     async with run_worker(**PLAIN, lease_seconds=1):
-        await until(lambda: _reply(job.is_failed))
+        await until(lambda: reply(job.is_failed))
     assert place_of(queue.connection, "one") == ["failed", "failed"]
     assert queue.connection.hget("rq:job:one", "data") == before
 
@@ -189,7 +185,7 @@ async def test_a_refused_job_gives_its_slot_free(
     )
     worker.last_cleaned_at = now()  # type: ignore[assignment]  # RQ types it None
     running = asyncio.create_task(worker.run())
-    await until(lambda: _reply(other.is_finished))
+    await until(lambda: reply(other.is_finished))
     assert place_of(json_queue.connection, "one") == ["failed", "failed"]
     worker.request_shutdown()
     await running
@@ -223,6 +219,6 @@ async def test_arqs_job_with_a_dependent_is_kept_as_its_worker_says(
     for parent in ("one", "two"):
         Queue("x", connection=sync_redis).enqueue(f.nothing, depends_on=parent)
     async with run_worker(functions=[f.arq_multiply, f.arq_fail], keep_result=100) as worker:
-        await until(lambda: _reply(place_of(sync_redis, "two")[0] == "failed" and not worker.running))
+        await until(lambda: reply(place_of(sync_redis, "two")[0] == "failed" and not worker.running))
     assert 0 < sync_redis.ttl("rq:job:one") <= 100
     assert 0 < sync_redis.ttl("rq:job:two") <= 100

@@ -14,12 +14,8 @@ from rq.scheduler import RQScheduler
 from app.embedded import EmbeddedRedis
 from app.jobs import ArqRedis
 from tests.jobs import rq_functions as f
-from tests.jobs.conftest import PLAIN, RunWorker, Until, lose_worker
+from tests.jobs.conftest import PLAIN, RunWorker, Until, lose_worker, reply
 from tests.jobs.redis_snapshot import assert_no_run_is_recorded, place_of
-
-
-async def _reply(value: Any) -> Any:
-    return value
 
 
 @pytest.fixture
@@ -40,7 +36,7 @@ async def test_a_job_that_cannot_be_started_takes_no_other_with_it(
     jobs = [queue.enqueue(f.nothing, job_id=f"n{number}") for number in range(5)]
     queue.connection.set("rq:executions:n2", "of another type")
     async with run_worker(**PLAIN, lease_seconds=600):
-        await until(lambda: _reply(all(job.is_finished for job in jobs)))
+        await until(lambda: reply(all(job.is_finished for job in jobs)))
 
 
 @pytest.mark.parametrize("strategy", ["default", "round_robin"])
@@ -54,13 +50,11 @@ async def test_jobs_wait_in_their_queues_while_redis_lets_nobody_start_them(
     client.execute_command("ACL", "SETUSER", "default", "-persist")
     async with run_worker(**PLAIN, url=own_redis.url, queues=["q", "r"]) as worker:
         worker.dequeue_strategy = strategy  # type: ignore[assignment]  # an enum of strings
-        await until(
-            lambda: _reply(len(client.execute_command("ACL", "LOG")) > 1 or client.llen("rq:queue:q") == 70)
-        )
-        await until(lambda: _reply(client.execute_command("ACL", "LOG")))
+        await until(lambda: reply(len(client.execute_command("ACL", "LOG")) > 1 or client.llen("rq:queue:q") == 70))
+        await until(lambda: reply(client.execute_command("ACL", "LOG")))
         assert [queue.count for queue in queues] == [70, 70]
         client.execute_command("ACL", "SETUSER", "default", "+persist")
-        await until(lambda: _reply([client.zcard(f"rq:finished:{queue.name}") for queue in queues] == [70, 70]))
+        await until(lambda: reply([client.zcard(f"rq:finished:{queue.name}") for queue in queues] == [70, 70]))
 
 
 async def test_a_registry_of_another_type_keeps_jobs_in_their_queue(
@@ -69,9 +63,9 @@ async def test_a_registry_of_another_type_keeps_jobs_in_their_queue(
     job = queue.enqueue(f.nothing)
     queue.connection.set("rq:wip:q", "of another type")
     async with run_worker(**PLAIN):
-        await until(lambda: _reply("cannot be started" in caplog.text))
+        await until(lambda: reply("cannot be started" in caplog.text))
         queue.connection.delete("rq:wip:q")
-        await until(lambda: _reply(job.is_finished))
+        await until(lambda: reply(job.is_finished))
 
 
 # a full Redis
@@ -83,7 +77,7 @@ async def test_a_full_redis_takes_heartbeats_due_jobs_and_jobs_of_lost_workers(
     queue = Queue("q", connection=client)
     queue.enqueue(f.tell_and_wait, job_id="running")
     async with run_worker(**PLAIN, url=own_redis.url, lease_seconds=1.5):
-        await until(lambda: _reply(client.llen("test:started")))
+        await until(lambda: reply(client.llen("test:started")))
         lost = queue.enqueue(f.nothing, job_id="lost")
         due = queue.enqueue_at(datetime.now(UTC) + timedelta(seconds=1), f.nothing, job_id="due")
         lose_worker(queue, "lost")
@@ -91,10 +85,10 @@ async def test_a_full_redis_takes_heartbeats_due_jobs_and_jobs_of_lost_workers(
         (member,) = [each for each in client.zrange("rq:wip:q", 0, -1) if each.startswith(b"running")]
         lease = client.zscore("rq:wip:q", member)
         assert isinstance(lease, float)
-        await until(lambda: _reply((client.zscore("rq:wip:q", member) or 0) > lease + 1))
-        await until(lambda: _reply(not client.exists("rq:scheduled:q") and client.zcard("rq:wip:q") == 1))
+        await until(lambda: reply((client.zscore("rq:wip:q", member) or 0) > lease + 1))
+        await until(lambda: reply(not client.exists("rq:scheduled:q") and client.zcard("rq:wip:q") == 1))
         client.config_set("maxmemory", 0)
-        await until(lambda: _reply(lost.is_finished and due.is_finished))
+        await until(lambda: reply(lost.is_finished and due.is_finished))
         assert place_of(client, "running") == ["started", "wip"]
 
 
@@ -119,7 +113,7 @@ async def test_due_jobs_go_to_the_front_where_they_ask_for_it(
     else:
         client.set("rq:suspended", 1)
         async with run_worker(**PLAIN):
-            await until(lambda: _reply(not client.exists("rq:scheduled:q")))
+            await until(lambda: reply(not client.exists("rq:scheduled:q")))
     places = client.lrange("rq:queue:q", 0, -1)
     assert set(places[:2]) == {b"front", b"tried"}
     assert places[2] == b"waiting"
@@ -132,15 +126,15 @@ async def test_a_due_job_waits_for_a_slot_of_its_rate_limit(
     client, limit = queue.connection, RateLimit("r", 1)
     queue.enqueue(f.tell_and_wait_in_thread, job_id="one", rate_limit=limit)
     async with run_worker(**PLAIN) as worker:
-        await until(lambda: _reply(client.llen("test:started")))
+        await until(lambda: reply(client.llen("test:started")))
         later = queue.enqueue_at(datetime.now(UTC), f.nothing, job_id="two", rate_limit=limit)
-        await until(lambda: _reply(not client.exists("rq:scheduled:q")))
+        await until(lambda: reply(not client.exists("rq:scheduled:q")))
         assert place_of(client, "two") == ["rate_limited"]
         assert worker.running
         assert client.zrange("rq:rl:r:rate_limited", 0, -1) == [b"two"]
         client.rpush("test:go", "go")
-        await until(lambda: _reply(later.is_finished))
-        await until(lambda: _reply(not client.exists("rq:rl:r:allowed")))
+        await until(lambda: reply(later.is_finished))
+        await until(lambda: reply(not client.exists("rq:rl:r:allowed")))
 
 
 # endings
@@ -155,7 +149,7 @@ async def test_an_odd_life_of_a_result_harms_no_other_job(
         queue.enqueue(f.nothing)
     odd = queue.enqueue(f.spoil_result_ttl, spoilt, job_id="odd")
     async with run_worker(**PLAIN) as worker:
-        await until(lambda: _reply(not worker.running and not queue.count))
+        await until(lambda: reply(not worker.running and not queue.count))
         assert client.zcard("rq:finished:q") + client.zcard("rq:failed:q") == 5
         assert client.scard(f"{worker.key}:executions") == 0
         assert int(client.hget(worker.key, "successful_job_count") or 0) == client.zcard("rq:finished:q")
@@ -170,7 +164,7 @@ async def test_a_key_of_another_type_makes_way_for_the_results(
     job = queue.enqueue(f.add, 1, job_id="one")
     queue.connection.set("rq:results:one", "of another type")
     async with run_worker(**PLAIN):
-        await until(lambda: _reply(job.is_finished))
+        await until(lambda: reply(job.is_finished))
     assert job.return_value() == 2
 
 
@@ -183,7 +177,7 @@ async def test_an_ending_that_cannot_be_written_fails_its_job_alone(
     client.set("rq:finished:q", "of another type")
     async with run_worker(**PLAIN, url=own_redis.url) as worker:
         client.rpush("test:go", "go")
-        await until(lambda: _reply(job.is_failed and not worker.running))
+        await until(lambda: reply(job.is_failed and not worker.running))
     assert place_of_failed(client) == [b"one"]
     assert_no_run_is_recorded(client)
 
@@ -199,5 +193,5 @@ async def test_arqs_retry_counts_though_the_job_has_been_looked_at(
     await pool.enqueue_job("arq_retry_after_a_look", _job_id="one")
     sync_redis.hset("rq:job:one", mapping={"number_of_retries": 1, "job_try": 1})
     async with run_worker(functions=[f.arq_retry_after_a_look]):
-        await until(lambda: _reply(place_of(sync_redis, "one") == ["scheduled", "scheduled"]))
+        await until(lambda: reply(place_of(sync_redis, "one") == ["scheduled", "scheduled"]))
     assert sync_redis.hmget("rq:job:one", "number_of_retries", "job_try", "worker_name") == [b"2", b"2", b""]

@@ -18,14 +18,10 @@ from rq.command import send_kill_horse_command, send_stop_job_command
 from app.jobs import AsyncWorker
 from app.jobs.threads import Threads
 from tests.jobs import rq_functions as f
-from tests.jobs.conftest import PLAIN, RunWorker, Until
+from tests.jobs.conftest import PLAIN, RunWorker, Until, reply
 from tests.jobs.redis_snapshot import place_of
 
 _MANY = 40  # more than asyncio has threads
-
-
-async def _reply(value: Any) -> Any:
-    return value
 
 
 async def test_as_many_functions_run_at_once_as_there_are_slots_and_rqs_code_does_not_wait_for_them(
@@ -34,11 +30,11 @@ async def test_as_many_functions_run_at_once_as_there_are_slots_and_rqs_code_doe
     client = queue.connection
     jobs = [queue.enqueue(f.tell_and_wait_in_thread) for _ in range(_MANY)]
     async with run_worker(**PLAIN, max_jobs=_MANY + 1):
-        await until(lambda: _reply(client.llen("test:started") == _MANY))
+        await until(lambda: reply(client.llen("test:started") == _MANY))
         other = queue.enqueue(f.add_async, 1, on_success=Callback(f.note_success))
-        await until(lambda: _reply(other.is_finished))
+        await until(lambda: reply(other.is_finished))
         client.rpush("test:go", *["go"] * _MANY)
-        await until(lambda: _reply(all(job.is_finished for job in jobs)))
+        await until(lambda: reply(all(job.is_finished for job in jobs)))
 
 
 def stop(client: redis.Redis, worker: AsyncWorker) -> None:
@@ -64,9 +60,9 @@ async def test_whatever_ends_a_job_ends_its_function(
     client = queue.connection
     async with run_worker(**PLAIN, lease_seconds=0.6) as worker:
         queue.enqueue(f.take_steps, job_id="one")
-        await until(lambda: _reply(client.llen("test:started")))
+        await until(lambda: reply(client.llen("test:started")))
         act(client, worker)
-        await until(lambda: _reply(client.lrange("test:notes", 0, -1) == [b"ended by CancelledError"]))
+        await until(lambda: reply(client.lrange("test:notes", 0, -1) == [b"ended by CancelledError"]))
 
 
 async def test_a_function_may_catch_its_time_limit_as_with_rq(
@@ -74,7 +70,7 @@ async def test_a_function_may_catch_its_time_limit_as_with_rq(
 ) -> None:
     job = queue.enqueue(f.return_at_timeout, job_timeout=1)
     async with run_worker(**PLAIN):
-        await until(lambda: _reply(job.is_finished))
+        await until(lambda: reply(job.is_finished))
     assert job.return_value() == "what there was by then"
 
 
@@ -83,9 +79,9 @@ async def test_a_function_that_cannot_be_interrupted_fails_at_its_limit_all_the_
 ) -> None:
     job = queue.enqueue(f.hang, job_timeout=1)
     async with run_worker(**PLAIN, max_jobs=1):
-        await until(lambda: _reply(job.is_failed))
+        await until(lambda: reply(job.is_failed))
         other = queue.enqueue(f.add, 1)
-        await until(lambda: _reply(other.is_finished))
+        await until(lambda: reply(other.is_finished))
 
 
 async def test_a_function_that_never_returns_does_not_keep_the_process(
@@ -102,7 +98,7 @@ async def test_a_function_that_never_returns_does_not_keep_the_process(
     try:
         for _ in range(10):
             queue.enqueue(f.hang)
-        await until(lambda: _reply(queue.connection.llen("test:started") == 10))
+        await until(lambda: reply(queue.connection.llen("test:started") == 10))
         process.send_signal(signal.SIGTERM)
         async with asyncio.timeout(10):
             assert await process.wait() == 0

@@ -13,7 +13,7 @@ from rq.command import send_stop_job_command
 
 from app.jobs import ArqRedis, AsyncWorker, RedisSettings
 from tests.jobs import rq_functions as f
-from tests.jobs.conftest import PLAIN, RunWorker, Until
+from tests.jobs.conftest import PLAIN, RunWorker, Until, reply
 from tests.jobs.redis_snapshot import assert_no_run_is_recorded, place_of
 
 Burst = Callable[..., Awaitable[int]]
@@ -28,10 +28,6 @@ def burst(redis_url: str) -> Burst:
         return await worker.run(burst=True, job_limit=job_limit)
 
     return run
-
-
-async def _reply(value: Any) -> Any:
-    return value
 
 
 # one run
@@ -195,9 +191,9 @@ async def test_a_job_that_is_stopped_fails_as_stopped_and_others_run_on(
     async with run_worker(**PLAIN) as worker:
         for job_id in ("one", "other"):
             queue.enqueue(f.tell_and_wait, job_id=job_id)
-        await until(lambda: _reply(sync_redis.llen("test:started") == 2))
+        await until(lambda: reply(sync_redis.llen("test:started") == 2))
         send_stop_job_command(sync_redis, "one")
-        await until(lambda: _reply(len(worker.running) == 1))
+        await until(lambda: reply(len(worker.running) == 1))
         assert place_of(sync_redis, "one") == ["stopped", "failed"]
         assert place_of(sync_redis, "other") == ["started", "wip"]
     assert_no_run_is_recorded(sync_redis)

@@ -26,13 +26,9 @@ from app.jobs import (
     JobStatus,
 )
 from tests.jobs import functions
-from tests.jobs.conftest import RunWorker
+from tests.jobs.conftest import RunWorker, fetch, reply
 
 Until = Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]
-
-
-def fetch(sync_redis: redis.Redis, job_id: str) -> RQJob:
-    return RQJob.fetch(job_id, connection=sync_redis, serializer=JSONSerializer)
 
 
 def text_of(job: RQJob) -> str:
@@ -81,13 +77,9 @@ async def test_no_more_jobs_run_at_once_than_there_are_slots(
     ctx = {"started": asyncio.Event()}
     async with run_worker(max_jobs=3, ctx=ctx) as worker:
         await pool.enqueue_jobs([JobRequest("forever") for _ in range(5)])
-        await until(lambda: _true(len(worker.running) == 3))
+        await until(lambda: reply(len(worker.running) == 3))
         assert await pool.llen("rq:queue:q") == 2
     assert await pool.llen("rq:queue:q") == 5, "what was given back waits again"
-
-
-async def _true(value: bool) -> bool:  # noqa: FBT001
-    return value
 
 
 async def test_retry_runs_again_and_counts(pool: ArqRedis, run_worker: RunWorker) -> None:
@@ -174,7 +166,7 @@ async def test_nor_does_one_that_stock_rq_enqueued(
 ) -> None:
     job = Queue("q", connection=sync_redis, serializer=JSONSerializer).enqueue("os.getcwd")
     async with run_worker():
-        await until(lambda: _true(job.get_status() is RQStatus.FAILED))
+        await until(lambda: reply(job.get_status() is RQStatus.FAILED))
     assert "not found" in text_of(job)
 
 
@@ -187,8 +179,8 @@ async def test_what_stock_rq_enqueued_runs(
     who = queue.enqueue(functions.whoami)
     bad = queue.enqueue(functions.fail)
     async with run_worker(functions=None, serializer=None):
-        await until(lambda: _true(bad.get_status() is RQStatus.FAILED))
-        await until(lambda: _true(who.is_finished and job.is_finished))
+        await until(lambda: reply(bad.get_status() is RQStatus.FAILED))
+        await until(lambda: reply(who.is_finished and job.is_finished))
     assert job.return_value() == 42
     assert who.return_value() == who.id
     assert "this one fails" in text_of(bad)
@@ -244,7 +236,7 @@ async def test_it_leaves_the_keys_and_fields_that_a_stock_worker_leaves(
     await _stock_burst(redis_url, SimpleWorker, queue="stock", serializer="rq.serializers.DefaultSerializer")
     jobs = enqueue("ours")
     async with run_worker(queues=["ours"], functions=None, serializer=None):
-        await until(lambda: _true(all(job.get_status() in {RQStatus.FINISHED, RQStatus.FAILED} for job in jobs)))
+        await until(lambda: reply(all(job.get_status() in {RQStatus.FINISHED, RQStatus.FAILED} for job in jobs)))
 
     def left_by(queue_name: str) -> dict[str, object]:
         left: dict[str, object] = {}

@@ -14,9 +14,7 @@ import redis
 from rq import Callback, Queue
 from rq import Retry as RQRetry
 from rq import Worker as StockWorker
-from rq.job import Job as RQJob
 from rq.job import JobStatus as RQStatus
-from rq.serializers import JSONSerializer
 
 from app.embedded import EmbeddedRedis
 from app.jobs import (
@@ -27,17 +25,9 @@ from app.jobs import (
     connect_lazily,
 )
 from tests.jobs import functions
-from tests.jobs.conftest import RunWorker
+from tests.jobs.conftest import RunWorker, fetch, reply
 
 Until = Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]
-
-
-def fetch(sync_redis: redis.Redis, job_id: str) -> RQJob:
-    return RQJob.fetch(job_id, connection=sync_redis, serializer=JSONSerializer)
-
-
-async def _true(value: bool) -> bool:  # noqa: FBT001
-    return value
 
 
 async def test_shutdown_gives_running_jobs_back_to_the_front(
@@ -131,7 +121,7 @@ async def test_a_job_that_was_taken_away_is_cancelled_and_leaves_no_record(
             await ctx["started"].wait()
         sync_redis.delete("rq:wip:q")
         sync_redis.hset("rq:job:stolen", "status", "finished")
-        await until(lambda: _true(not worker.running))
+        await until(lambda: reply(not worker.running))
         assert fetch(sync_redis, "stolen").get_status() is RQStatus.FINISHED
 
 
@@ -178,7 +168,7 @@ async def test_dependents_run_after_the_job_they_wait_for(
     first = queue.enqueue(functions.add, 1, 1)
     second = queue.enqueue(functions.add, 2, 2, depends_on=first)
     async with run_worker(functions=None, serializer=None):
-        await until(lambda: _true(second.is_finished))
+        await until(lambda: reply(second.is_finished))
     assert second.return_value() == 4
 
 
@@ -190,7 +180,7 @@ async def test_rq_retries_and_callbacks_are_settled_by_rqs_own_code(
         functions.fail, retry=RQRetry(max=2), on_failure=Callback("tests.jobs.functions.note_failure")
     )
     async with run_worker(functions=None, serializer=None):
-        await until(lambda: _true(job.get_status() is RQStatus.FAILED))
+        await until(lambda: reply(job.get_status() is RQStatus.FAILED))
     job.refresh()
     assert job.retries_left == 0
     assert sync_redis.get("noted") == b"3"
