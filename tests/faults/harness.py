@@ -293,13 +293,6 @@ class Harness:
         found = self._page(batches[-1]).get("data", []) if batches else []
         return self.dice.sample(found, min(5, len(found)))
 
-    def _dead_workers(self) -> list[str]:
-        """Those that nobody ended."""
-        dead = [worker for worker in self.workers if worker.poll() is not None]
-        for worker in dead:
-            self.workers[self.workers.index(worker)] = self.start_worker()
-        return [f"a worker ended by itself with status {worker.returncode}" for worker in dead]
-
     def delete_old_files(self) -> None:
         """As users do who tidy up."""
         while len(self.files) > KEPT_FILES:
