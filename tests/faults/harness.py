@@ -181,7 +181,8 @@ class Harness:
         """End a busy worker, which is returned, and start another."""
         worker = self.busy_worker()
         self.end_worker(worker, stop)
-        self.workers[self.workers.index(worker)] = self.start_worker(environment=environment, root=root)
+        if worker in self.workers:  # else it has met a fail point at the same time, and has a successor
+            self.workers[self.workers.index(worker)] = self.start_worker(environment=environment, root=root)
         return worker
 
     def end_worker(self, worker: "subprocess.Popen[bytes]", stop: signal.Signals) -> None:
