@@ -4,19 +4,25 @@ import hashlib
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 from uuid import UUID
 
 import numpy as np
 from numpy.typing import NDArray
 
-from app.db import connection, transaction
+from app.db import Connection, connection, transaction
 from app.embedding import EmbeddingCredential, EmbeddingModel
 from app.records.embedded_texts import find_embedded, keep_embedded
 from app.resources import Resources
 
 Vectors = NDArray[np.float32]
-ReportProgress = Callable[[int, int], Awaitable[None]]
-"""Called with (texts done so far, tokens billed since the last call)."""
+
+
+class ReportProgress(Protocol):
+    """Notes how many texts are done, and the tokens billed since the last call, in the caller's transaction."""
+
+    async def __call__(self, conn: Connection, *, done: int, billed_tokens: int) -> None: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +52,10 @@ async def embed_texts(
     async with aclosing(answers):
         async for answered in answers:
             fresh = dict(zip((missing[row] for row in answered.rows), answered.vectors, strict=True))
-            await _keep(resources, order, fresh)
             known |= fresh
-            await report(len(known), answered.billed_tokens)
+            await _keep(
+                resources, order, fresh, partial(report, done=len(known), billed_tokens=answered.billed_tokens)
+            )
     return np.stack([known[digest] for digest in digests])
 
 
@@ -68,16 +75,22 @@ async def _find_known(
     return {digest: np.frombuffer(raw, dtype="<f2").astype(np.float32) for digest, raw in kept.items()}
 
 
-async def _keep(resources: Resources, order: EmbeddingOrder, fresh: dict[bytes, Vectors]) -> None:
-    if order.model.is_local:
-        return
+async def _keep(
+    resources: Resources,
+    order: EmbeddingOrder,
+    fresh: dict[bytes, Vectors],
+    report: Callable[[Connection], Awaitable[None]],
+) -> None:
+    """Keep vectors for a retry, and what they cost with them: what is kept is never paid for again."""
     with np.errstate(over="ignore"):  # the codec refuses what does not fit, with a reason
         halves = {digest: vector.astype("<f2").tobytes() for digest, vector in fresh.items()}
     async with transaction(resources.pool) as conn:
-        await keep_embedded(
-            conn,
-            owner_id=order.owner_id,
-            model=order.model.name,
-            dimensions=order.model.dimensions,
-            embeddings=halves,
-        )
+        if not order.model.is_local:
+            await keep_embedded(
+                conn,
+                owner_id=order.owner_id,
+                model=order.model.name,
+                dimensions=order.model.dimensions,
+                embeddings=halves,
+            )
+        await report(conn)

@@ -112,7 +112,10 @@ async def sweep(
     async with transaction(resources.pool) as conn:
         if not await _is_leader(conn):
             return has_queue
-        taken_back = await take_back_expired(conn, most_crashes=_MOST_CRASHES) if takes_back else 0
+        apart = resources.settings.lease_seconds
+        taken_back = (
+            await take_back_expired(conn, most_crashes=_MOST_CRASHES, apart_seconds=apart) if takes_back else 0
+        )
         await forget_old_embedded(conn)
         await forget_old_requests(conn)
         epoch = resources.doorbell.epoch

@@ -6,8 +6,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from app.credentials import credential_for
-from app.db import connection
+from app.db import Connection, connection
 from app.embedding import EmbeddingModel
+from app.errors import Broken, Unprocessable
 from app.extraction import Chunking
 from app.ingest.embedding import EmbeddingOrder, embed_texts
 from app.ingest.ringing import ring_for_next
@@ -35,7 +36,11 @@ async def prepare(resources: Resources, held: Claim) -> PreparedFile:
         KeyBusy: the key is throttled; nothing has been done for the file.
         Transient: a part failed that may heal.
     """
-    orders = await _orders(resources, held)
+    try:
+        orders = await _orders(resources, held)
+    except (Unprocessable, Broken):
+        await ring_for_next(resources, held.user_id)  # its turn is over as well
+        raise
     with ExitStack() as stack:
         for credential in {order.credential for order in orders}:
             stack.enter_context(resources.embedder.room_for(credential))
@@ -48,13 +53,12 @@ async def _work_through(resources: Resources, held: Claim, orders: Sequence[Embe
     encoded = {}
     for order in orders:
 
-        async def report(done: int, billed_tokens: int) -> None:
-            async with connection(resources.pool) as conn:
-                await note_progress(
-                    conn, held, stage="embedding", chunks_total=len(texts), chunks_embedded=min(done, len(texts))
-                )
-                if billed_tokens:
-                    await note_billed(conn, held, billed_tokens)
+        async def report(conn: Connection, *, done: int, billed_tokens: int) -> None:
+            if billed_tokens:
+                await note_billed(conn, held, billed_tokens)
+            await note_progress(
+                conn, held, stage="embedding", chunks_total=len(texts), chunks_embedded=min(done, len(texts))
+            )
 
         vectors = await embed_texts(resources, order, texts, report)
         encoded[order.model] = await asyncio.to_thread(encode_chunks, held.file_id, texts, vectors)

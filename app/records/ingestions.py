@@ -15,7 +15,7 @@ from datetime import datetime
 from uuid import UUID
 
 from app.db import Connection
-from app.errors import FailureCode, NotFound
+from app.errors import FailureCode, NotFound, Transient
 from app.ids import to_wire
 from app.records.pages import Page, PageRequest, make_page, page_clause
 
@@ -25,6 +25,15 @@ _COLUMNS = """
     i.chunks_embedded, i.billed_tokens, i.error_code, i.error_message, i.created_at, i.started_at, i.finished_at,
     ARRAY(SELECT v.vector_store_id FROM vector_store_files v WHERE v.ingestion_id = i.id ORDER BY 1) AS store_ids
 """
+
+
+_DUE = "state = 'queued' AND next_run_at <= now()"
+
+
+class BeingChanged(Transient):
+    """Somebody is attaching, detaching or deleting this file at the moment."""
+
+    costs_attempt = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,9 +206,25 @@ CLAIMED = """
 
 
 async def claim(conn: Connection, ingestion_id: UUID, *, lease_seconds: float, worker: str) -> Claim | None:
-    """Take the ingestion that a hint names; None when a rival was first, it is settled, gone, or not yet due."""
+    """Take the ingestion that a hint names; None when a rival was first, it is settled, gone, or not yet due.
+
+    Raises:
+        BeingChanged: it is locked, by somebody who attaches, detaches or deletes, which may take as long as the
+            deletion of old chunks does; nobody waits for that with a connection in hand.
+    """
     claim_it = CLAIM.format(hinted_at="NULL")  # its job runs, so there will be none to withdraw
-    row = await conn.fetchrow(f"{claim_it} AND i.id = $3 {CLAIMED}", lease_seconds, worker, ingestion_id)
+    row = await conn.fetchrow(
+        f"""
+        {claim_it} AND i.id = (
+            SELECT id FROM ingestions WHERE id = $3 AND {_DUE} FOR UPDATE SKIP LOCKED
+        ) {CLAIMED}
+        """,
+        lease_seconds,
+        worker,
+        ingestion_id,
+    )
+    if row is None and await conn.fetchval(f"SELECT true FROM ingestions WHERE id = $1 AND {_DUE}", ingestion_id):
+        raise BeingChanged
     return Claim(**dict(row)) if row else None
 
 
@@ -347,29 +372,45 @@ async def give_back(conn: Connection, held: Claim) -> bool:
     return given_back is not None
 
 
-async def take_back_expired(conn: Connection, *, most_crashes: int) -> int:
-    """Queue again what no living worker holds; a file that took `most_crashes` workers down fails as poison.
+async def take_back_expired(conn: Connection, *, most_crashes: int, apart_seconds: float) -> int:
+    """Queue again what no living worker holds; a file that takes `most_crashes` workers down fails as poison.
+
+    Only one that was the only suspect in its worker's hands: of several, any may be the culprit, and most are not.
+    Who is one crash away from the verdict therefore comes back apart from the others, by `apart_seconds` each.
+    Company protects nobody for ever: three times as many crashes are a verdict, too.
 
     Rival: a worker that wakes up now; its fence is old as soon as somebody claims the row again, and until
     then its writes find the state changed.
     """
     rows = await conn.fetch(
         """
-        UPDATE ingestions SET
-            crashes = crashes + 1, lease_until = NULL, stage = CASE WHEN p.is_poison THEN 'done' ELSE 'queued' END,
-            state = CASE WHEN p.is_poison THEN 'failed' ELSE 'queued' END,
-            finished_at = CASE WHEN p.is_poison THEN now() END,
-            error_code = CASE WHEN p.is_poison THEN 'poison' END,
-            error_message = CASE WHEN p.is_poison
-                THEN format('The worker died or froze %s times while it worked on this file.', crashes + 1)
+        WITH expired AS (
+            SELECT id, leased_by, crashes + 1 AS crashes FROM ingestions
+            WHERE state = 'running' AND lease_until < now() FOR UPDATE SKIP LOCKED
+        ), judged AS (
+            SELECT id, crashes, crashes >= $1 AND (
+                       count(*) FILTER (WHERE crashes >= $1) OVER (PARTITION BY leased_by) = 1 OR crashes >= 3 * $1
+                   ) AS is_poison,
+                   count(*) FILTER (WHERE crashes >= $1 - 1) OVER (ORDER BY id ROWS UNBOUNDED PRECEDING)
+                       AS suspects_until
+            FROM expired
+        )
+        UPDATE ingestions i SET
+            crashes = j.crashes, lease_until = NULL, stage = CASE WHEN j.is_poison THEN 'done' ELSE 'queued' END,
+            state = CASE WHEN j.is_poison THEN 'failed' ELSE 'queued' END,
+            finished_at = CASE WHEN j.is_poison THEN now() END,
+            error_code = CASE WHEN j.is_poison THEN 'poison' END,
+            error_message = CASE WHEN j.is_poison
+                THEN format('The worker died or froze %s times while it worked on this file.', j.crashes)
                 ELSE format('The worker %s was lost; the file is queued again.', leased_by) END,
             -- full jitter over 1 s, then 2 s: what died together must not come back together
-            next_run_at = now() + random() * make_interval(secs => 2 ^ least(crashes, 6)), hinted_at = NULL
-        FROM (
-            SELECT id, crashes + 1 >= $1 AS is_poison FROM ingestions
-            WHERE state = 'running' AND lease_until < now() FOR UPDATE SKIP LOCKED
-        ) p WHERE ingestions.id = p.id RETURNING ingestions.id
+            next_run_at = now() + random() * make_interval(secs => 2 ^ (least(j.crashes, 7) - 1))
+                + CASE WHEN j.crashes >= $1 - 1 THEN make_interval(secs => $2 * (suspects_until - 1))
+                  ELSE interval '0' END,
+            hinted_at = NULL
+        FROM judged j WHERE i.id = j.id RETURNING i.id
         """,
         most_crashes,
+        apart_seconds,
     )
     return len(rows)

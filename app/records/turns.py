@@ -70,7 +70,7 @@ async def _claim_of(
 
 
 async def put_off_others(conn: Connection, held: Claim, *, delay_seconds: float, message: str) -> None:
-    """Put off what waits of the same user and is to be paid by the same key, up to a whole batch.
+    """Put off what waits of the same user and is to be paid by the same key, among as many as a batch has.
 
     The jobs that the queue has of them find them not yet due.
     """
@@ -78,13 +78,17 @@ async def put_off_others(conn: Connection, held: Claim, *, delay_seconds: float,
         """
         UPDATE ingestions SET next_run_at = now() + make_interval(secs => $3), hinted_at = NULL, error_message = $4
         WHERE id = ANY(ARRAY(
-            SELECT id FROM ingestions i WHERE state = 'queued' AND user_id = $1
-              AND next_run_at < now() + make_interval(secs => $3) AND embedding_key_id IS NOT DISTINCT FROM $2
-              AND EXISTS (  -- without a key of their own, files for the built-in model look the same
-                  SELECT FROM vector_store_files v JOIN vector_stores s ON s.id = v.vector_store_id
-                  WHERE v.ingestion_id = i.id AND s.model <> $5
-              )
-            ORDER BY next_run_at, id LIMIT $6 FOR UPDATE SKIP LOCKED
+            SELECT id FROM ingestions WHERE state = 'queued' AND id = ANY(ARRAY(
+                SELECT i.id FROM (
+                    SELECT id, embedding_key_id FROM ingestions WHERE state = 'queued' AND user_id = $1
+                      AND next_run_at < now() + make_interval(secs => $3)
+                    ORDER BY next_run_at, id LIMIT $6
+                ) i WHERE embedding_key_id IS NOT DISTINCT FROM $2 AND EXISTS (
+                    -- without a key of their own, files for the built-in model look the same
+                    SELECT FROM vector_store_files v JOIN vector_stores s ON s.id = v.vector_store_id
+                    WHERE v.ingestion_id = i.id AND s.model <> $5
+                )
+            )) FOR UPDATE SKIP LOCKED
         ))
         """,
         held.user_id,

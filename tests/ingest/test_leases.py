@@ -130,7 +130,7 @@ async def test_of_two_attempts_at_a_row_in_one_process_the_older_one_is_stopped(
     async with transaction(bench.resources.pool) as conn:
         older = await claim(conn, ingestion, lease_seconds=0.0, worker="the same")
     async with transaction(bench.resources.pool) as conn:
-        await take_back_expired(conn, most_crashes=3)
+        await take_back_expired(conn, most_crashes=3, apart_seconds=30)
     await bench.sql("UPDATE ingestions SET next_run_at = now()")
     async with transaction(bench.resources.pool) as conn:
         newer = await claim(conn, ingestion, lease_seconds=30.0, worker="the same")

@@ -88,6 +88,20 @@ async def test_answers_that_come_after_a_failure_are_kept_and_billed(paid: Workb
     assert len(provider.requests) == 6  # a call that has failed sends nothing more
 
 
+async def test_vectors_are_not_kept_without_what_they_cost(paid: Workbench, provider: FakeOpenAI) -> None:
+    ingestion = await paid.attach(
+        await paid.file(), [await paid.store(model="text-embedding-3-small", dimensions=8)]
+    )
+    await paid.sql("ALTER TABLE ingestions ADD CONSTRAINT no_progress CHECK (stage <> 'embedding')")
+    assert isinstance(await paid.processor.process(ingestion), RetryLater)
+    await paid.sql("ALTER TABLE ingestions DROP CONSTRAINT no_progress")
+    await paid.sql("UPDATE ingestions SET next_run_at = now()")
+    assert await paid.sql("SELECT count(*) FROM embedded_texts") == 0
+    first = provider.billed_tokens
+    assert isinstance(await paid.processor.process(ingestion), Completed)
+    assert (await paid.row(ingestion)).billed_tokens == provider.billed_tokens - first == first
+
+
 async def test_attempts_run_out(paid: Workbench, provider: FakeOpenAI) -> None:
     store = await paid.store(model="text-embedding-3-small", dimensions=8)
     few = paid.with_settings(job_max_retries=1, job_retry_delay=0.0)

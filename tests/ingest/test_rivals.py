@@ -1,6 +1,7 @@
 """Everything that may come between while a file is on its way: others, late ones, cancels and deletes."""
 
 import asyncio
+import itertools
 from collections.abc import Callable
 from uuid import UUID
 
@@ -13,6 +14,7 @@ from app.ingest.commit import save_docs_to_multiple_collections
 from app.ingest.maintenance import sweep
 from app.ingest.outcomes import Completed, Superseded
 from app.ingest.prepare import prepare
+from app.jobs import Retry
 from app.records.batches import cancel_batch, insert_batch
 from app.records.ingestions import (
     NewIngestion,
@@ -26,8 +28,11 @@ from app.records.store_files import attach, detach, detach_all, detach_everywher
 from app.records.turns import claim_due
 from app.records.vector_stores import delete_store, lock_store_for_deletion
 from app.vector.chunks import delete_chunks, delete_store_chunks
+from app.worker import process_file_job
 from tests.ingest.conftest import TEXT, Workbench
 from tests.support.fake_openai import FakeOpenAI, Held
+
+APART = 30.0
 
 
 async def test_processing_twice_leaves_one_copy(bench: Workbench) -> None:
@@ -39,10 +44,10 @@ async def test_processing_twice_leaves_one_copy(bench: Workbench) -> None:
     assert await bench.findings() == []
 
 
-async def take_back(bench: Workbench) -> None:
+async def take_back(bench: Workbench, files: int = 1) -> None:
     """What the sweep does, and then the wait that it draws for each."""
     async with transaction(bench.resources.pool) as conn:
-        assert await take_back_expired(conn, most_crashes=3) == 1
+        assert await take_back_expired(conn, most_crashes=3, apart_seconds=APART) == files
     await bench.sql("UPDATE ingestions SET next_run_at = now()")
 
 
@@ -76,6 +81,48 @@ async def test_a_file_that_takes_three_workers_down_is_poison(bench: Workbench) 
     row = await bench.row(ingestion)
     assert (row.state, row.error_code) == ("failed", "poison")
     assert await bench.findings() == []
+
+
+async def crash_together(bench: Workbench, ingestions: list[UUID]) -> None:
+    async with transaction(bench.resources.pool) as conn:
+        for each in ingestions:
+            assert await claim(conn, each, lease_seconds=0.0, worker="w") is not None
+    async with transaction(bench.resources.pool) as conn:
+        assert await take_back_expired(conn, most_crashes=3, apart_seconds=APART) == len(ingestions)
+
+
+async def test_files_that_a_worker_had_in_hand_when_it_died_are_not_all_poison(bench: Workbench) -> None:
+    store = await bench.store()
+    ingestions = [await bench.attach(await bench.file(), [store]) for _ in range(4)]
+    for _ in range(3):
+        await crash_together(bench, ingestions)
+        due = sorted([(await bench.row(each)).next_run_at for each in ingestions])
+        await bench.sql("UPDATE ingestions SET next_run_at = now()")
+    assert all((later - earlier).total_seconds() > APART - 4 for earlier, later in itertools.pairwise(due))
+    assert {(await bench.row(each)).state for each in ingestions} == {"queued"}
+    await crash_together(bench, ingestions[:1])  # alone: now it is known
+    assert [(await bench.row(each)).error_code for each in ingestions] == ["poison", None, None, None]
+    for each in ingestions[1:]:
+        assert isinstance(await bench.processor.process(each), Completed)
+    assert await bench.findings() == []
+
+
+async def test_company_protects_no_file_for_ever(bench: Workbench) -> None:
+    store = await bench.store()
+    ingestions = [await bench.attach(await bench.file(), [store]) for _ in range(2)]
+    for _ in range(9):
+        await bench.sql("UPDATE ingestions SET next_run_at = now()")
+        await crash_together(bench, ingestions)
+    assert [(await bench.row(each)).error_code for each in ingestions] == ["poison"] * 2
+
+
+async def test_a_claim_does_not_wait_for_who_changes_the_file(bench: Workbench) -> None:
+    ingestion = await bench.attach(await bench.file(), [await bench.store()])
+    async with transaction(bench.resources.pool) as conn:
+        await conn.execute("SELECT FROM ingestions WHERE id = $1 FOR UPDATE", ingestion)
+        with pytest.raises(Retry):
+            await process_file_job({"processor": bench.processor}, ingestion.hex, "", None)
+    assert isinstance(await bench.processor.process(ingestion), Completed)
 
 
 Rival = Callable[[Workbench, UUID, UUID, UUID], "asyncio.Future[None]"]

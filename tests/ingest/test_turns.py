@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from unittest.mock import ANY
 from uuid import UUID
 
 import anyio
@@ -17,7 +18,7 @@ from app.doorbell import Doorbell, job_id_of
 from app.embedding import Embedder
 from app.extraction import Chunking
 from app.ingest.maintenance import maintain, sweep
-from app.ingest.outcomes import Completed, RetryLater
+from app.ingest.outcomes import Completed, Failed, RetryLater
 from app.records.ingestions import Claim, cancel
 from app.records.turns import NOBODY, claim_due, turn_after, users_waiting
 from app.worker import run_worker
@@ -102,6 +103,15 @@ async def test_the_queue_hears_of_a_users_next_files_and_of_one_more_for_each_th
     assert (await told())[1:] == ["queued"] * 4 + [None]
     await sweep(few.resources, has_queue=True)
     assert (await told())[1:] == ["queued"] * 4 + [None]
+
+
+async def test_a_file_that_is_refused_before_it_is_read_rings_for_the_next(bench: Workbench) -> None:
+    few = bench.with_settings(worker_concurrency=4)
+    ingestions = await upload(few, 6)
+    await bench.sql("UPDATE vector_stores SET model = 'text-embedding-3-small'")
+    assert await few.processor.process(ingestions[0]) == Failed("no_embedding_key", ANY)
+    jobs = [job_id_of(each, 1) for each in ingestions[1:]]
+    assert list((await few.resources.doorbell.statuses(jobs)).values()) == ["queued"] * 4 + [None]
 
 
 async def test_the_sweep_rings_for_the_next_where_those_before_are_gone(bench: Workbench) -> None:
