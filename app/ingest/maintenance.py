@@ -15,8 +15,9 @@ from app.ingest.ringing import ring_for
 from app.ingest.stalled import StalledWrites
 from app.records.accepted_requests import forget_old_requests
 from app.records.embedded_texts import forget_old_embedded
+from app.records.expired_leases import take_back_expired
 from app.records.hints import note_withdrawn, overtaken_hints, take_unhinted
-from app.records.ingestions import Claim, take_back_expired
+from app.records.ingestions import Claim
 from app.records.queue_epochs import note_epoch
 from app.records.turns import NOBODY, claim_due, turn_after, users_waiting
 from app.resources import Resources

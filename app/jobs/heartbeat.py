@@ -4,7 +4,9 @@ A loop that has not turned for two thirds of a lease, on the other hand, must: n
 """
 
 import logging
+import math
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 from redis import Redis
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("rq.worker")
 
 _MOST_AT_ONCE = 256
+_AGAIN_SECONDS = 1.0
 _MOST_MISSED_TURNS = 2  # a third of a lease each
 
 
@@ -35,6 +38,8 @@ class HeartbeatThread(threading.Thread):
         self._script = connection.register_script(BEAT)
         self._ended = threading.Event()
         self._turns_asked_for = 0  # of the loop, at each beat, and not made yet
+        self.heard_since = 0.0
+        """Since when Redis has heard us without a break (monotonic); infinity while it does not."""
 
     def stop(self) -> None:
         """End the thread and close its connection."""
@@ -43,14 +48,19 @@ class HeartbeatThread(threading.Thread):
         self._connection.close()
 
     def run(self) -> None:
-        """Beat until stopped; a Redis that is away is for the next beat."""
-        while not self._ended.wait(self._worker.lease_seconds / 3):
+        """Beat until stopped; soon again while Redis is away: whoever looks for lost jobs first will find ours."""
+        pause = usual_pause = self._worker.lease_seconds / 3
+        while not self._ended.wait(pause):
+            is_usual, pause = pause == usual_pause, usual_pause
             try:
-                if self._loop_turns():
+                if not is_usual or self._loop_turns():
                     self._beat()
+                    self.heard_since = min(self.heard_since, time.monotonic())
                 else:
                     logger.error("Worker %s: the event loop stands still; no heartbeat", self._worker.name)
             except (RedisError, OSError) as exc:
+                self.heard_since = math.inf
+                pause = min(_AGAIN_SECONDS, usual_pause)
                 logger.warning("Worker %s: no heartbeat: %s", self._worker.name, exc)
             except Exception:  # the thread's boundary: without beats the worker would lose all its jobs
                 logger.exception("Worker %s: a heartbeat failed", self._worker.name)

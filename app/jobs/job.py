@@ -47,6 +47,7 @@ _SHOWN: dict[str, JobStatus] = {
     RQStatus.STARTED: JobStatus.in_progress,
     RQStatus.SCHEDULED: JobStatus.deferred,
     RQStatus.DEFERRED: JobStatus.deferred,
+    RQStatus.RATE_LIMITED: JobStatus.queued,
 }
 _STOPPED = Result.Type.STOPPED.value
 _RETRIED = Result.Type.RETRIED.value

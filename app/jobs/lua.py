@@ -39,20 +39,36 @@ CLAIM = (
 -- A suspect was in work when two workers were lost; the third would be its last. A worker runs one at a time, and
 -- delays the others, so that the innocent do not go down with the one that is not.
 -- Answer: time, ids of what cannot be read, {queue's number, job id, execution id, hash} for each job,
---      number of ids without a record: jobs that were deleted or have expired, {queue's number, id, why} for each
---      that could not be started
+--      number of ids without a record (jobs that were deleted or have expired) or that are elsewhere, {queue's
+--      number, id, why} for each that could not be started
 if redis.call('EXISTS', KEYS[1]) == 1 then return {'suspended'} end
 local most, lease, worker, moment = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], ARGV[5]
 local queues = (#KEYS - 3) / 2
-local started, lost, gone, members, wip, broken = {}, {}, 0, {}, {}, {}
+local started, lost, gone, members, wip, broken, mine = {}, {}, 0, {}, {}, {}, {}
+local REGISTRIES = {scheduled = 'scheduled', finished = 'finished', failed = 'failed', stopped = 'failed',
+    canceled = 'canceled'}
 local has_suspect = ARGV[8] == '1'
 math.randomseed(tonumber(clock[2]))
 for number = 1, queues do wip[number] = {} end
 
 local function queue_key(number) return KEYS[2 + 2 * number] end
-local function is_suspect(hash)
-    for place = 1, #hash, 2 do
-        if hash[place] == 'crashes' then return (tonumber(hash[place + 1]) or 0) >= 2 end
+local function fields_of(hash)
+    local fields = {}
+    for place = 1, #hash, 2 do fields[hash[place]] = hash[place + 1] end
+    return fields
+end
+local function is_in(registry, member) return type(redis.pcall('ZSCORE', registry, member)) == 'string' end
+-- an id may stand in a queue twice, when its record was deleted there and enqueued anew: the first one counts. Its
+-- status alone is no proof: RQ's code has moments in which a job is 'started' or 'scheduled' and stands here only
+local function is_elsewhere(id, job)
+    if mine[id] then return true end
+    if not job.origin or job.status == 'queued' then return false end
+    if REGISTRIES[job.status] then
+        return is_in(prefix .. ':' .. REGISTRIES[job.status] .. ':' .. job.origin, id)
+    end
+    if job.status ~= 'started' then return false end
+    for _, execution in ipairs(redis.pcall('ZRANGE', prefix .. ':executions:' .. id, 0, -1)) do
+        if is_in(wip_key(job.origin), id .. ':' .. execution) then return true end
     end
     return false
 end
@@ -68,7 +84,12 @@ local function begin(number, id)
         lost[#lost + 1] = id
         return
     end
-    if is_suspect(hash) then
+    local job = fields_of(hash)
+    if is_elsewhere(id, job) then
+        gone = gone + 1
+        return
+    end
+    if (tonumber(job.crashes) or 0) >= 2 then
         if has_suspect then
             run_in(id, string.sub(queue_key(number), #prefix + 8), 1 + math.random())
             return
@@ -91,9 +112,15 @@ local function begin(number, id)
     here[#here + 1] = member
     members[#members + 1] = member
     started[#started + 1] = {number, id, execution, hash}
+    mine[id] = true
 end
 
 
+-- a key of another type in a queue's place is an empty queue: the jobs of the others have left theirs
+local function pop(number, count)
+    local ids = redis.pcall('LPOP', queue_key(number), count)
+    return ids and not ids.err and #ids > 0 and ids or nil
+end
 -- one that cannot be started is no reason to lose the others, which have left their queues as well
 local function start(number, id)
     local is_done, err = pcall(begin, number, id)
@@ -111,9 +138,9 @@ if ARGV[6] == 'fair' then
             end
         end
         if not next_one then break end
-        local id = redis.call('LPOP', queue_key(next_one))
-        if id then
-            start(next_one, id)
+        local ids = pop(next_one, 1)
+        if ids then
+            start(next_one, ids[1])
             running[next_one] = running[next_one] + 1
         else
             empty[next_one] = true
@@ -122,8 +149,8 @@ if ARGV[6] == 'fair' then
 else
     for number = 1, queues do
         while #started + #broken < most do
-            local ids = redis.call('LPOP', queue_key(number), most - #started - #broken)
-            if not ids or #ids == 0 then break end
+            local ids = pop(number, most - #started - #broken)
+            if not ids then break end
             for _, id in ipairs(ids) do start(number, id) end
         end
     end

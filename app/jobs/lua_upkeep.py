@@ -46,7 +46,8 @@ end
 
 for place = 2, #KEYS, 3 do
     local registry, queue, lock = KEYS[place], KEYS[place + 1], KEYS[place + 2]
-    local first = redis.call('ZRANGE', registry, 0, 0, 'WITHSCORES')[2]
+    local kind = redis.call('TYPE', queue).ok  -- where another key is in the queue's place, jobs stay due
+    local first = (kind == 'list' or kind == 'none') and redis.call('ZRANGE', registry, 0, 0, 'WITHSCORES')[2]
     if first then
         local holder = redis.call('GET', lock)
         if not holder or holder == ARGV[4] then

@@ -30,6 +30,8 @@ _MOST_CRASHES = 3
 _LOCK_MARK = "app.jobs.AsyncWorker"
 _LOCK_SECONDS = 61
 _SHORTEST_PAUSE_SECONDS = 0.001
+_MERCY_SECONDS = 2.0
+"""Once Redis is back, for all to beat: twice as long as they take to try again."""
 
 
 class Upkeep:
@@ -107,6 +109,8 @@ class Upkeep:
         return float(soonest) if soonest else None
 
     async def _repair(self) -> None:
+        if time.monotonic() < self._worker.beats.heard_since + _MERCY_SECONDS:
+            return  # Redis was away: leases may have ended of workers that live, ours among them
         for queue in self._worker.queues:
             await self._take_back(queue)
             await self._unstick(queue)

@@ -150,9 +150,9 @@ class AsyncWorker(RegisteredWorker):
         try:
             await self._open(stack)
             if await self._register():
-                beats = HeartbeatThread(self, sync_client(self.redis_settings, socket_timeout=_ANSWER_SECONDS))
-                beats.start()
-                stack.push_async_callback(self._take_leave, beats)
+                self.beats = HeartbeatThread(self, sync_client(self.redis_settings, socket_timeout=_ANSWER_SECONDS))
+                self.beats.start()
+                stack.push_async_callback(self._take_leave, self.beats)
                 await self._work_until_cancelled(burst, job_limit, max_idle_seconds)
         finally:
             with anyio.CancelScope(shield=True):  # also when the caller's task group is being cancelled

@@ -387,8 +387,11 @@ def _made(folder: Path) -> Path:
 
 
 def _children(pid: int, word: str) -> list[psutil.Process]:
-    """Those whose command line has this word in it."""
-    try:
-        return [child for child in psutil.Process(pid).children() if word in " ".join(child.cmdline())]
-    except psutil.NoSuchProcess:
-        return []
+    """Those whose command line has this word in it; any may end while we look."""
+    found = []
+    with suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(pid).children():
+            with suppress(psutil.NoSuchProcess):
+                if word in " ".join(child.cmdline()):
+                    found.append(child)
+    return found

@@ -50,7 +50,7 @@ MUTANTS = {
         shows="ended as completed",
     ),
     "expired leases are not taken back": Mutant(
-        "app/records/ingestions.py",
+        "app/records/expired_leases.py",
         (("WHERE state = 'running' AND lease_until < now() FOR UPDATE", "WHERE false FOR UPDATE"),),
         only=("kill_worker", "freeze_worker"),
         shows="has not settled",

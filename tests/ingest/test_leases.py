@@ -15,7 +15,8 @@ import asyncpg
 from app.db import transaction
 from app.ingest.leases import LeaseKeeper
 from app.ingest.outcomes import Completed, Superseded
-from app.records.ingestions import claim, take_back_expired
+from app.records.expired_leases import take_back_expired
+from app.records.ingestions import claim
 from app.records.store_files import detach_all
 from tests.ingest.conftest import Workbench
 from tests.support.fake_openai import FakeOpenAI, Held

@@ -16,13 +16,13 @@ from app.ingest.outcomes import Completed, Superseded
 from app.ingest.prepare import prepare
 from app.jobs import Retry
 from app.records.batches import cancel_batch, insert_batch
+from app.records.expired_leases import take_back_expired
 from app.records.ingestions import (
     NewIngestion,
     claim,
     fail,
     give_back,
     insert_ingestions,
-    take_back_expired,
 )
 from app.records.store_files import attach, detach, detach_all, detach_everywhere
 from app.records.turns import claim_due

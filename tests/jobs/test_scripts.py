@@ -8,6 +8,7 @@ import pytest
 import redis
 from rq import Queue
 from rq import Retry as RQRetry
+from rq.job import JobStatus
 from rq.rate_limit import RateLimit
 from rq.scheduler import RQScheduler
 
@@ -65,6 +66,50 @@ async def test_a_registry_of_another_type_keeps_jobs_in_their_queue(
     async with run_worker(**PLAIN):
         await until(lambda: reply("cannot be started" in caplog.text))
         queue.connection.delete("rq:wip:q")
+        await until(lambda: reply(job.is_finished))
+
+
+@pytest.mark.parametrize("strategy", ["default", "round_robin"])
+async def test_a_queue_of_another_type_loses_no_jobs_of_the_others(
+    queue: Queue, run_worker: RunWorker, until: Until, *, strategy: str
+) -> None:
+    client = queue.connection
+    jobs = [queue.enqueue(f.nothing) for _ in range(3)]
+    due = Queue("broken", connection=client).enqueue_in(timedelta(0), f.nothing, job_id="due")
+    client.set("rq:queue:broken", "of another type")
+    async with run_worker(**PLAIN, queues=["q", "broken"]) as worker:
+        worker.dequeue_strategy = strategy  # type: ignore[assignment]  # an enum of strings
+        await until(lambda: reply(all(job.is_finished for job in jobs)))
+        assert client.zscore("rq:scheduled:broken", "due") is not None
+        client.delete("rq:queue:broken")
+        await until(lambda: reply(due.is_finished))
+
+
+# ids that stand twice
+
+
+@pytest.mark.parametrize("max_jobs", [1, 8])
+async def test_an_id_that_stands_in_its_queue_twice_runs_once(
+    queue: Queue, run_worker: RunWorker, until: Until, *, max_jobs: int
+) -> None:
+    """Its record was deleted, as WITHDRAW does, and it was enqueued anew."""
+    client = queue.connection
+    queue.enqueue(f.nothing, job_id="twice")
+    client.delete("rq:job:twice")
+    twice = queue.enqueue(f.nothing, job_id="twice")
+    last = queue.enqueue(f.nothing)
+    async with run_worker(**PLAIN, max_jobs=max_jobs):
+        await until(lambda: reply(twice.is_finished and last.is_finished))
+    assert client.xlen("rq:results:twice") == 1
+    assert_no_run_is_recorded(client)
+
+
+async def test_a_job_that_is_said_to_run_and_does_not_is_started(
+    queue: Queue, run_worker: RunWorker, until: Until
+) -> None:
+    job = queue.enqueue(f.nothing)
+    job.set_status(JobStatus.STARTED)
+    async with run_worker(**PLAIN):
         await until(lambda: reply(job.is_finished))
 
 
