@@ -45,8 +45,9 @@ async def upload_batch(
             rejected = [each.model_dump() for each in upload.rejected]
             return JSONResponse({"error": first.error, "rejected": rejected}, upload.status)
         answer, hints = await _record(resources, attempt, upload, store_ids)
-        if hints:  # none: it was sent again, and these bytes are dropped
-            uploads.keep()
+        if hints is None:
+            return answer  # these bytes are dropped
+        uploads.keep()
     await ring(resources, hints)
     meters.note_uploads(files=len(upload.accepted), size_bytes=uploads.stored_bytes)
     return answer
@@ -105,16 +106,16 @@ async def cancel_ingestion(caller: Caller, resources: Parts, ingestion_id: Inges
 
 async def _record(
     resources: Resources, attempt: Attempt, upload: BatchUpload, store_ids: Sequence[UUID]
-) -> tuple[BatchUploadAnswer, list[Hint]]:
-    """One transaction: files, batch, ingestions, attachments; and the answer as of its commit. No hints if the
-    same request came before, whose batch the answer then shows.
+) -> tuple[BatchUploadAnswer, list[Hint] | None]:
+    """One transaction: files, batch, ingestions, attachments; and the answer as of its commit. None instead of
+    hints if the same request came before, whose batch the answer then shows.
     """
     caller, fields = attempt.caller, upload.fields()
     chunking = chunking_of(fields.chunking_strategy)
     files = [FileToAttach(new.id, chunking, fields.attributes or {}) for new in upload.accepted]
     batch = NewBatch(new_id(), store_ids[0] if len(store_ids) == 1 else None)
     async with transaction(resources.pool) as conn:
-        hints: list[Hint] = []
+        hints = None
         standing = await attempt.accept(conn, batch.id, upload.content())
         if standing == batch.id:
             await insert_files(conn, upload.accepted, owner_id=caller.user_id)

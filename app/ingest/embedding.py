@@ -5,7 +5,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 from uuid import UUID
 
 import numpy as np
@@ -19,10 +18,10 @@ from app.resources import Resources
 Vectors = NDArray[np.float32]
 
 
-class ReportProgress(Protocol):
-    """Notes how many texts are done, and the tokens billed since the last call, in the caller's transaction."""
-
-    async def __call__(self, conn: Connection, *, done: int, billed_tokens: int) -> None: ...  # noqa: D102
+ReportProgress = Callable[[int], Awaitable[None]]
+"""Called with how many texts are done so far."""
+Bill = Callable[[int, Connection], Awaitable[None]]
+"""Called with the tokens that were billed, in the transaction that keeps what they were billed for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +34,7 @@ class EmbeddingOrder:
 
 
 async def embed_texts(
-    resources: Resources, order: EmbeddingOrder, texts: Sequence[str], report: ReportProgress
+    resources: Resources, order: EmbeddingOrder, texts: Sequence[str], *, report: ReportProgress, bill: Bill
 ) -> Vectors:
     """The vectors (len(texts), dimensions) of `texts`, in order.
 
@@ -53,9 +52,9 @@ async def embed_texts(
         async for answered in answers:
             fresh = dict(zip((missing[row] for row in answered.rows), answered.vectors, strict=True))
             known |= fresh
-            await _keep(
-                resources, order, fresh, partial(report, done=len(known), billed_tokens=answered.billed_tokens)
-            )
+            if not order.model.is_local:
+                await _keep(resources, order, fresh, partial(bill, answered.billed_tokens))
+            await report(len(known))
     return np.stack([known[digest] for digest in digests])
 
 
@@ -79,18 +78,17 @@ async def _keep(
     resources: Resources,
     order: EmbeddingOrder,
     fresh: dict[bytes, Vectors],
-    report: Callable[[Connection], Awaitable[None]],
+    bill: Callable[[Connection], Awaitable[None]],
 ) -> None:
-    """Keep vectors for a retry, and what they cost with them: what is kept is never paid for again."""
+    """Keep vectors for a retry, and note what they cost with them: what is kept is never paid for again."""
     with np.errstate(over="ignore"):  # the codec refuses what does not fit, with a reason
         halves = {digest: vector.astype("<f2").tobytes() for digest, vector in fresh.items()}
     async with transaction(resources.pool) as conn:
-        if not order.model.is_local:
-            await keep_embedded(
-                conn,
-                owner_id=order.owner_id,
-                model=order.model.name,
-                dimensions=order.model.dimensions,
-                embeddings=halves,
-            )
-        await report(conn)
+        await keep_embedded(
+            conn,
+            owner_id=order.owner_id,
+            model=order.model.name,
+            dimensions=order.model.dimensions,
+            embeddings=halves,
+        )
+        await bill(conn)  # last: no beat extends a lease whose row is locked

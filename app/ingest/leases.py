@@ -42,14 +42,15 @@ class Lease:
 class LeaseKeeper:
     """The leases that this process holds, extended three times as often as they would end.
 
-    A beat that fails is repeated soon, and one that hears nothing fails after a sixth of a lease: a single silent
-    connection must not cost one.
+    A beat that fails, or finds a row locked, is repeated soon, and one that hears nothing fails after a sixth of
+    a lease: a single silent connection must not cost one.
     """
 
     def __init__(self, database_url: str, *, lease_seconds: float, name: str) -> None:
         self._database_url = database_url
         self._lease_seconds = lease_seconds
         self._dead_loop_seconds = lease_seconds * 2 / 3
+        self._soon = lease_seconds / _TICKS_A_LEASE
         self._name = name
         self._leases: set[Lease] = set()
         self._ticked_at = time.monotonic()
@@ -90,37 +91,36 @@ class LeaseKeeper:
         """The loop lives."""
         while True:
             self._ticked_at = time.monotonic()
-            await anyio.sleep(self._lease_seconds / _TICKS_A_LEASE)
+            await anyio.sleep(self._soon)
 
     def _beat_in_thread(self) -> None:
         asyncio.run(self._beat_forever())
 
     async def _beat_forever(self) -> None:
         pool: Pool | None = None
-        pause = usual_pause = self._lease_seconds / 3
+        pause, usual_pause = 0.0, self._lease_seconds / 3
         while not await asyncio.to_thread(self._ended.wait, pause):
             pause = usual_pause
-            if not self._leases:
-                continue
-            if time.monotonic() - self._ticked_at > self._dead_loop_seconds:
-                logger.error("the event loop does not turn, so its leases are not extended", worker=self._name)
-                continue
             try:
+                # before there is a lease: the first one must not depend on Postgres having a connection left
                 pool = pool or await open_pool(
                     self._database_url, max_size=1, application_name=f"sluice-leases-{self._name}"[:63]
                 )
-                await self._beat(pool)
+                if time.monotonic() - self._ticked_at > self._dead_loop_seconds:
+                    logger.error("the event loop does not turn, so its leases are not extended", worker=self._name)
+                elif self._leases and not await self._beat(pool):
+                    pause = self._soon
             except Transient as exc:
                 # the leases may end meanwhile; the fence then keeps late writes out
                 logger.warning("leases not extended", error=str(exc))
-                pause = self._lease_seconds / _TICKS_A_LEASE
+                pause = self._soon
             except Exception:  # the thread's boundary: without beats all work would be lost
                 logger.exception("leases not extended")
         if pool is not None:
             pool.terminate()
 
-    async def _beat(self, pool: Pool) -> None:
-        """Extend all leases now, and cancel the work whose claim is gone.
+    async def _beat(self, pool: Pool) -> bool:
+        """Extend all leases now, and cancel the work whose claim is gone; False if some are locked.
 
         Raises:
             DatabaseUnavailable: Postgres is away; nothing is cancelled on a guess.
@@ -131,3 +131,4 @@ class LeaseKeeper:
         for claim, lease in leases.items():
             if claim not in ours:
                 self._loop.call_soon_threadsafe(lease.lose)
+        return all(ours.values())

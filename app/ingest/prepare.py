@@ -50,17 +50,20 @@ async def prepare(resources: Resources, held: Claim) -> PreparedFile:
 
 async def _work_through(resources: Resources, held: Claim, orders: Sequence[EmbeddingOrder]) -> PreparedFile:
     texts = await _extract(resources, held)
-    encoded = {}
-    for order in orders:
 
-        async def report(conn: Connection, *, done: int, billed_tokens: int) -> None:
-            if billed_tokens:
-                await note_billed(conn, held, billed_tokens)
+    async def report(done: int) -> None:
+        async with connection(resources.pool) as conn:
             await note_progress(
                 conn, held, stage="embedding", chunks_total=len(texts), chunks_embedded=min(done, len(texts))
             )
 
-        vectors = await embed_texts(resources, order, texts, report)
+    async def bill(tokens: int, conn: Connection) -> None:
+        if tokens:
+            await note_billed(conn, held, tokens)
+
+    encoded = {}
+    for order in orders:
+        vectors = await embed_texts(resources, order, texts, report=report, bill=bill)
         encoded[order.model] = await asyncio.to_thread(encode_chunks, held.file_id, texts, vectors)
     return PreparedFile(len(texts), encoded)
 

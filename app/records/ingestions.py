@@ -230,11 +230,11 @@ async def claim(conn: Connection, ingestion_id: UUID, *, lease_seconds: float, w
 
 async def extend_leases(
     conn: Connection, held: Sequence[tuple[UUID, int]], *, lease_seconds: float
-) -> set[tuple[UUID, int]]:
-    """Extend the leases of (ingestion id, fence) pairs; those that are still ours. The others are lost.
+) -> dict[tuple[UUID, int], bool]:
+    """Extend the leases of (ingestion id, fence) pairs; of those that are still ours, whether it was extended.
 
-    A row that its own commit holds locked is left alone (no sweep takes a locked row), so one large write does
-    not keep the beat from all others.
+    The others are lost. A row that is locked, by its own commit as a rule, is left alone (no sweep takes a locked
+    row), so one large write does not keep the beat from all others; it is to be tried again soon.
     """
     rows = await conn.fetch(
         """
@@ -247,14 +247,14 @@ async def extend_leases(
             UPDATE ingestions i SET lease_until = now() + make_interval(secs => $1)
             FROM free, held h WHERE i.id = free.id AND i.id = h.id AND i.fence = h.fence AND i.state = 'running'
         )
-        SELECT id, fence FROM ours
+        SELECT id, fence, id IN (SELECT id FROM free) AS is_extended FROM ours
         """,
         lease_seconds,
         [ingestion_id for ingestion_id, _ in held],
         [fence for _, fence in held],
         timeout=max(1.0, lease_seconds / 6),  # a connection that has gone silent must not stop all beats
     )
-    return {(row["id"], row["fence"]) for row in rows}
+    return {(row["id"], row["fence"]): row["is_extended"] for row in rows}
 
 
 async def note_progress(

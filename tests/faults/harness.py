@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,7 @@ LARGE = (6_000,)
 """Words; such a file is on its way for long enough to be met there."""
 DISK_MEGABYTES = 256
 MAY_FOLLOW = ("a row and its RQ job agree", "Redis answers")
+_DELETED_AT_ONCE = 4
 KEPT_FILES = 320
 """Older ones are deleted, so that a long run looks at as much after each fault as a short one."""
 EMBEDDINGS = (
@@ -296,8 +298,9 @@ class Harness:
 
     def delete_old_files(self) -> None:
         """As users do who tidy up."""
-        while len(self.files) > KEPT_FILES:
-            self.ask("DELETE", f"/v1/files/{self.files.popleft()}")
+        old = [self.files.popleft() for _ in range(len(self.files) - KEPT_FILES)]
+        with ThreadPoolExecutor(_DELETED_AT_ONCE) as threads:
+            list(threads.map(lambda file: self.ask("DELETE", f"/v1/files/{file}"), old))
 
     def _page(self, batch: str) -> dict[str, Any]:
         return self.ask("GET", "/v1/ingestions", params={"batch_id": batch, "limit": 100})
@@ -315,20 +318,21 @@ class Harness:
         What is not as it was promised goes to `wrong`.
         """
         started = time.monotonic()
-        pages = self._settled_pages()
+        pages = self.settled_pages()
         seconds = time.monotonic() - started
         if self.sleepers:
             for sleeper in self.sleepers:
                 sleeper.join()
             self.sleepers.clear()
             time.sleep(WAKE_SECONDS)
-            pages = self._settled_pages()
+            pages = self.settled_pages()
         promised = [each for batch in pages for each in self.promises.open_batches[batch]]
         wrong = self.promises.settle(pages, asyncio.run(repeated(self.postgres.url, promised)))
         self.wrong += wrong
         return seconds
 
-    def _settled_pages(self) -> dict[str, dict[str, Any]]:
+    def settled_pages(self) -> dict[str, dict[str, Any]]:
+        """Wait until nothing of the open batches is in progress; the batches that got there."""
         deadline = time.monotonic() + SETTLE_SECONDS
         while True:
             pages = {batch: self._page(batch) for batch in self.promises.open_batches}

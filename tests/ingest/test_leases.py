@@ -99,6 +99,13 @@ async def test_a_loop_that_has_died_loses_its_leases(paid: Workbench, provider: 
         await attempt.running
 
 
+async def test_the_beat_has_its_connection_before_there_is_a_lease(bench: Workbench) -> None:
+    ours = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'sluice-leases%'"
+    async with bench.processor.keeping_leases(), asyncio.timeout(10):
+        while await bench.sql(ours) != 1:
+            await asyncio.sleep(0.01)
+
+
 async def test_a_beat_that_hears_nothing_costs_no_lease(paid: Workbench, provider: FakeOpenAI) -> None:
     backend = "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'sluice-leases%'"
     async with held_attempt(paid, provider, lease_seconds=6.0) as attempt:
@@ -113,6 +120,21 @@ async def test_a_beat_that_hears_nothing_costs_no_lease(paid: Workbench, provide
         finally:
             os.kill(frozen, signal.SIGCONT)
         assert left > 0  # of the old lease: before, the second beat came when it was over
+
+
+async def test_a_row_that_is_locked_at_the_beat_is_extended_soon_after(
+    paid: Workbench, provider: FakeOpenAI
+) -> None:
+    asked = "SELECT max(query_start) FROM pg_stat_activity WHERE application_name LIKE 'sluice-leases%'"
+    async with held_attempt(paid, provider, lease_seconds=6.0) as attempt, asyncio.timeout(20):
+        conn = await asyncpg.connect(attempt.bench.resources.settings.database_url)  # it may wait in a transaction
+        async with conn.transaction():
+            await conn.execute("SELECT FROM ingestions FOR UPDATE")
+            before = await attempt.bench.sql(asked)
+            while await attempt.bench.sql(asked) == before:
+                await asyncio.sleep(0.01)
+        await conn.close()
+        assert await until_extended(attempt) > 2.5  # the next beat by the clock would leave 2
 
 
 async def until_extended(attempt: Attempt) -> float:

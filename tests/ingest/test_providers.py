@@ -92,9 +92,9 @@ async def test_vectors_are_not_kept_without_what_they_cost(paid: Workbench, prov
     ingestion = await paid.attach(
         await paid.file(), [await paid.store(model="text-embedding-3-small", dimensions=8)]
     )
-    await paid.sql("ALTER TABLE ingestions ADD CONSTRAINT no_progress CHECK (stage <> 'embedding')")
+    await paid.sql("ALTER TABLE ingestions ADD CONSTRAINT unbilled CHECK (billed_tokens = 0)")
     assert isinstance(await paid.processor.process(ingestion), RetryLater)
-    await paid.sql("ALTER TABLE ingestions DROP CONSTRAINT no_progress")
+    await paid.sql("ALTER TABLE ingestions DROP CONSTRAINT unbilled")
     await paid.sql("UPDATE ingestions SET next_run_at = now()")
     assert await paid.sql("SELECT count(*) FROM embedded_texts") == 0
     first = provider.billed_tokens

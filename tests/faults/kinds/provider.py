@@ -1,10 +1,11 @@
 """Faults of the embeddings API."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 from tests.faults.fault import faults
-from tests.faults.harness import Harness
+from tests.faults.harness import LARGE, SIZES, Harness
 from tests.faults.promises import REPEATED
 from tests.support import fake_openai
 from tests.support.fake_openai import Behaviour, Held, Huge, Reset, Status
@@ -13,10 +14,10 @@ _PAID = slice(2, 4)
 """Of the harness's stores: those whose vectors come from the provider."""
 
 
-def _script(harness: Harness, *behaviours: Behaviour) -> None:
+def _script(harness: Harness, *behaviours: Behaviour, sizes: Sequence[int] = SIZES) -> None:
     """The next requests of an upload meet these."""
     harness.provider.api.script(*behaviours)
-    harness.upload(stores=harness.stores[_PAID])
+    harness.upload(sizes, stores=harness.stores[_PAID])
 
 
 def limit_rate(harness: Harness) -> None:
@@ -56,13 +57,12 @@ def answer_nonsense(harness: Harness) -> None:
     harness.promises.may_fail |= {"dimension_mismatch"}
     kinds: list[Behaviour] = [
         fake_openai.ONE_TOO_FEW,
-        fake_openai.SHUFFLED,
         fake_openai.WRONG_INDEX,
         fake_openai.HOLES,
         fake_openai.UNEVEN,
         fake_openai.NOT_FINITE,
     ]
-    _script(harness, *harness.dice.sample(kinds, 3))
+    _script(harness, fake_openai.SHUFFLED, *harness.dice.sample(kinds, 2), sizes=LARGE)
 
 
 def answer_another_width(harness: Harness) -> None:
