@@ -298,9 +298,9 @@ class Harness:
 
     def delete_old_files(self) -> None:
         """As users do who tidy up."""
-        old = [self.files.popleft() for _ in range(len(self.files) - KEPT_FILES)]
         with ThreadPoolExecutor(_DELETED_AT_ONCE) as threads:
-            list(threads.map(lambda file: self.ask("DELETE", f"/v1/files/{file}"), old))
+            while len(self.files) > KEPT_FILES:
+                threads.submit(self.ask, "DELETE", f"/v1/files/{self.files.popleft()}")
 
     def _page(self, batch: str) -> dict[str, Any]:
         return self.ask("GET", "/v1/ingestions", params={"batch_id": batch, "limit": 100})
@@ -392,10 +392,9 @@ def _made(folder: Path) -> Path:
 
 def _children(pid: int, word: str) -> list[psutil.Process]:
     """Those whose command line has this word in it; any may end while we look."""
-    found = []
+    found = {}
     with suppress(psutil.NoSuchProcess):
         for child in psutil.Process(pid).children():
             with suppress(psutil.NoSuchProcess):
-                if word in " ".join(child.cmdline()):
-                    found.append(child)
-    return found
+                found[child] = " ".join(child.cmdline())
+    return [child for child, line in found.items() if word in line]
