@@ -33,7 +33,7 @@ _USED_UP = (asyncpg.InternalClientError, asyncpg.ReadOnlySQLTransactionError, Ti
 """After these a connection is broken, silent, or leads to the wrong server."""
 _MOST_SECONDS_A_STATEMENT = 120.0
 LONG_STATEMENT_SECONDS = 3600.0
-"""For what grows with a file or a vector store and has to be one statement: writing and deleting chunks."""
+"""For what grows with a vector store and has to be one statement: its deletion."""
 _ASK_AGAIN_SECONDS = 0.5
 _ACQUIRE_SECONDS = 10
 _GOODBYE_SECONDS = 2.0

@@ -44,7 +44,8 @@ async def process_file_job(
 
     Raises:
         Unprocessable: the ingestion failed; RQ then shows the job as failed, with the reason.
-        Retry: Postgres is away, so nothing could even be claimed; RQ shows the job as scheduled.
+        Retry: Postgres is away, or somebody is changing the file, so nothing could be claimed; RQ shows the job
+            as scheduled.
     """
     processor = ctx.get("processor")
     if isinstance(processor, Processor):

@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from functools import partial
 from uuid import UUID
 
 import numpy as np
@@ -16,11 +15,9 @@ from app.records.embedded_texts import find_embedded, keep_embedded
 from app.resources import Resources
 
 Vectors = NDArray[np.float32]
-
-
 ReportProgress = Callable[[int], Awaitable[None]]
 """Called with how many texts are done so far."""
-Bill = Callable[[int, Connection], Awaitable[None]]
+Bill = Callable[[Connection, int], Awaitable[None]]
 """Called with the tokens that were billed, in the transaction that keeps what they were billed for."""
 
 
@@ -53,7 +50,7 @@ async def embed_texts(
             fresh = dict(zip((missing[row] for row in answered.rows), answered.vectors, strict=True))
             known |= fresh
             if not order.model.is_local:
-                await _keep(resources, order, fresh, partial(bill, answered.billed_tokens))
+                await _keep(resources, order, fresh, bill=bill, billed_tokens=answered.billed_tokens)
             await report(len(known))
     return np.stack([known[digest] for digest in digests])
 
@@ -78,7 +75,9 @@ async def _keep(
     resources: Resources,
     order: EmbeddingOrder,
     fresh: dict[bytes, Vectors],
-    bill: Callable[[Connection], Awaitable[None]],
+    *,
+    bill: Bill,
+    billed_tokens: int,
 ) -> None:
     """Keep vectors for a retry, and note what they cost with them: what is kept is never paid for again."""
     with np.errstate(over="ignore"):  # the codec refuses what does not fit, with a reason
@@ -91,4 +90,4 @@ async def _keep(
             dimensions=order.model.dimensions,
             embeddings=halves,
         )
-        await bill(conn)  # last: no beat extends a lease whose row is locked
+        await bill(conn, billed_tokens)  # last: no beat extends a lease whose row is locked

@@ -106,9 +106,11 @@ class LeaseKeeper:
                 pool = pool or await open_pool(
                     self._database_url, max_size=1, application_name=f"sluice-leases-{self._name}"[:63]
                 )
+                if not self._leases:
+                    continue
                 if time.monotonic() - self._ticked_at > self._dead_loop_seconds:
                     logger.error("the event loop does not turn, so its leases are not extended", worker=self._name)
-                elif self._leases and not await self._beat(pool):
+                elif not await self._beat(pool):
                     pause = self._soon
             except Transient as exc:
                 # the leases may end meanwhile; the fence then keeps late writes out

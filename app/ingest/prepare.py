@@ -57,7 +57,7 @@ async def _work_through(resources: Resources, held: Claim, orders: Sequence[Embe
                 conn, held, stage="embedding", chunks_total=len(texts), chunks_embedded=min(done, len(texts))
             )
 
-    async def bill(tokens: int, conn: Connection) -> None:
+    async def bill(conn: Connection, tokens: int) -> None:
         if tokens:
             await note_billed(conn, held, tokens)
 

@@ -36,13 +36,7 @@ async def copy_chunks(conn: Connection, placed: Sequence[tuple[int, UUID, Encode
     Raises:
         asyncpg.PostgresError: a row is refused; the transaction is then lost as a whole, which is the point.
     """
-    await conn.copy_to_table(
-        "chunks",
-        source=copy_pieces(placed),
-        columns=COLUMNS,
-        format="binary",
-        timeout=LONG_STATEMENT_SECONDS,
-    )
+    await conn.copy_to_table("chunks", source=copy_pieces(placed), columns=COLUMNS, format="binary")
 
 
 async def waiting_copies(conn: Connection) -> list[WaitingCopy]:
@@ -83,7 +77,6 @@ async def delete_chunks(conn: Connection, places: Sequence[ChunkPlace]) -> None:
         [place.shard for place in places],
         [place.vector_store_id for place in places],
         [place.file_id for place in places],
-        timeout=LONG_STATEMENT_SECONDS,
     )
 
 
