@@ -117,6 +117,8 @@ class Transient(SluiceError):
 
     costs_attempt: ClassVar[bool] = True
     """Whether it may be the file's fault."""
+    gives_up_as: ClassVar[FailureCode] = "attempts_exhausted"
+    """The reason, once there are no attempts left."""
 
     def __init__(self, message: str | None = None, *, retry_after_seconds: float | None = None) -> None:
         super().__init__(message)

@@ -42,6 +42,12 @@ class ChildEnd:
     wanted_memory: bool
 
 
+class ParserKilled(Transient):
+    """The parser was killed while it read this document, as the kernel does when the machine is short of memory."""
+
+    gives_up_as = "parser_memory"
+
+
 class ZygoteGone(Exception):
     """The zygote died; the next call starts another."""
 
@@ -182,7 +188,7 @@ class GuardedParser:
 
         Raises:
             Unprocessable: the document's fault, or a limit; the child is gone in any case.
-            Transient: the zygote died twice.
+            Transient: the zygote died twice, or somebody killed the child.
         """
         limits = self._limits
         request = {
@@ -233,20 +239,22 @@ class GuardedParser:
                     os.kill(pid, signal.SIGKILL)
                 await asyncio.wait({ended}, timeout=_KILLED_STATUS_SECONDS)
         if end.status != 0:
-            raise _failure(_why(end))
+            raise _error_of(end)
         if len(raw) > _LARGE_ANSWER_BYTES:
             return await asyncio.to_thread(_understood, raw)
         return _understood(raw)
 
 
-def _why(end: ChildEnd) -> FailureCode:
-    """The failure that the end of a child means; a kill that is not ours is the kernel's, short of memory."""
+def _error_of(end: ChildEnd) -> Unprocessable | ParserKilled:
+    """What the end of a child means. Its own limit it meets by an error or a signal: who kills it is the kernel,
+    and that may be another document's fault.
+    """
     killed_by = os.WTERMSIG(end.status) if os.WIFSIGNALED(end.status) else None
     if killed_by == signal.SIGXCPU:
-        return "parser_timeout"
-    if end.wanted_memory or killed_by == signal.SIGKILL:
-        return "parser_memory"
-    return "parser_crashed"
+        return _failure("parser_timeout")
+    if end.wanted_memory:
+        return _failure("parser_memory")
+    return ParserKilled() if killed_by == signal.SIGKILL else _failure("parser_crashed")
 
 
 def _understood(raw: bytes) -> Answer:

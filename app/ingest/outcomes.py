@@ -69,7 +69,7 @@ def outcome_of(
     if isinstance(error, Transient) and not error.costs_attempt:
         return RetryLater(max(retry_delay_seconds, asked or 0.0), message, costs_attempt=False)
     if attempts > most_retries:
-        code: FailureCode = "attempts_exhausted" if isinstance(error, Transient) else "internal_error"
+        code: FailureCode = error.gives_up_as if isinstance(error, Transient) else "internal_error"
         return Failed(code, f"Gave up after {attempts} attempts; the last error: {message}")
     delay = min(retry_delay_seconds * 2 ** (attempts - 1), _MOST_BACKOFF_SECONDS)
     return RetryLater(max(delay, asked or 0.0), message)

@@ -14,6 +14,7 @@ import pytest
 
 from app.errors import FailureCode, Unprocessable
 from app.extraction import Chunking, ExtractedDocument, Extractor, sandbox
+from app.extraction.guard import ParserKilled
 from tests.extraction.conftest import LIMITS, children_of, is_running, until
 
 WORSE = "tests.extraction.worse_zygote"
@@ -40,7 +41,6 @@ async def told(extractor: Extractor, folder: Path, command: str) -> ExtractedDoc
         ("abort", "parser_crashed"),
         ("eat memory", "parser_memory"),
         ("abort for want of memory", "parser_memory"),
-        ("be killed", "parser_memory"),  # by the kernel, when memory runs out
         ("quit quietly", "parser_crashed"),
         ("answer nonsense", "parser_crashed"),
         ("answer a list", "parser_crashed"),
@@ -55,7 +55,18 @@ async def test_whatever_a_parser_does_has_a_code(
     with pytest.raises(Unprocessable) as refused:
         await told(worse, tmp_path, command)
     assert refused.value.failure == expected
-    zygote = worse.zygote_pid
+    assert_no_children(worse)
+
+
+async def test_a_document_whose_parser_the_kernel_kills_is_tried_again(worse: Extractor, tmp_path: Path) -> None:
+    with pytest.raises(ParserKilled) as killed:
+        await told(worse, tmp_path, "be killed")
+    assert killed.value.gives_up_as == "parser_memory"
+    assert_no_children(worse)
+
+
+def assert_no_children(extractor: Extractor) -> None:
+    zygote = extractor.zygote_pid
     assert zygote is not None
     assert children_of(zygote) == []
 
@@ -66,7 +77,7 @@ async def test_they_do_not_hurt_each_other(worse: Extractor, tmp_path: Path) -> 
     assert [each for each, end in zip(commands, ends, strict=True) if isinstance(end, ExtractedDocument)] == [
         "tell", "tell", "tell",
     ]  # fmt: skip
-    assert all(isinstance(end, ExtractedDocument | Unprocessable) for end in ends), ends
+    assert all(isinstance(end, ExtractedDocument | Unprocessable | ParserKilled) for end in ends), ends
 
 
 async def test_a_talkative_parser_neither_waits_for_us_nor_writes_to_our_log(

@@ -3,6 +3,7 @@ import pytest
 
 from app.db import NoConnection
 from app.errors import Broken, KeyBusy, RateLimited, Transient, Unprocessable
+from app.extraction.guard import ParserKilled
 from app.ingest.outcomes import Failed, RetryLater, TookTooLong, outcome_of
 
 
@@ -17,6 +18,8 @@ from app.ingest.outcomes import Failed, RetryLater, TookTooLong, outcome_of
         (Transient("busy", retry_after_seconds=900), 1, RetryLater(900, "busy")),
         (Transient("busy", retry_after_seconds=1), 1, RetryLater(60, "busy")),
         (Transient("busy"), 4, Failed("attempts_exhausted", "Gave up after 4 attempts; the last error: busy")),
+        (ParserKilled("dead"), 3, RetryLater(240, "dead")),
+        (ParserKilled("dead"), 4, Failed("parser_memory", "Gave up after 4 attempts; the last error: dead")),
         (NoConnection("none"), 9, RetryLater(60, "none", costs_attempt=False)),
         (
             RateLimited("slow", retry_after_seconds=900),

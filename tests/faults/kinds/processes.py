@@ -127,8 +127,7 @@ def kill_zygote(harness: Harness) -> None:
 
 
 def kill_parsers(harness: Harness) -> None:
-    """SIGKILL of children that parse, as the kernel does when memory is short."""
-    harness.promises.may_fail |= {"parser_memory", "parser_crashed"}
+    """SIGKILL of children that parse, as the kernel does when memory is short: no file fails of it."""
     _meet_parsers(harness, signal.SIGKILL)
 
 
@@ -226,7 +225,8 @@ def _signal(process: psutil.Process, number: signal.Signals) -> bool:
 
 
 FAULTS = (
-    faults(end_worker, end_worker_at_once, skew_clock, previous_version, kill_parsers, freeze_parsers)
+    faults(end_worker, end_worker_at_once, skew_clock, previous_version, freeze_parsers)
     + faults(kill_worker, freeze_worker, freeze_worker_and_withdraw, kill_zygote, late_verdict, may=(REPEATED,))
+    + faults(kill_parsers, may=(REPEATED,))
     + faults(kill_api, freeze_api, rolling_restart, may=(REFUSED, API_LOST))
 )
