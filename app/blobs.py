@@ -27,6 +27,12 @@ class BlobsUnavailable(Transient):
     """The blob store does not answer; check STORAGE_URL and its credentials."""
 
 
+class NoBlobs(BlobsUnavailable):
+    """The folder of STORAGE_URL holds nothing at all here; check that its volume is mounted."""
+
+    costs_attempt = False
+
+
 @dataclass(frozen=True, slots=True)
 class StoredBlob:
     """What was learnt of a blob while it was stored."""
@@ -113,6 +119,7 @@ class BlobStore:
 
         Raises:
             Unprocessable: `blob_missing`.
+            NoBlobs: so are all others, in a folder.
             BlobsUnavailable: the store fails.
         """
         try:
@@ -120,7 +127,7 @@ class BlobStore:
             async for piece in answer.stream(min_chunk_size=_READ_BYTES):
                 yield bytes(piece)
         except (BlobNotFound, FileNotFoundError) as exc:
-            raise Unprocessable("blob_missing", _MISSING) from exc
+            raise self._missing() from exc
         except (BaseError, OSError) as exc:
             raise BlobsUnavailable from exc
 
@@ -135,7 +142,7 @@ class BlobStore:
             try:
                 yield self._folder / key
             except FileNotFoundError as exc:
-                raise Unprocessable("blob_missing", _MISSING) from exc
+                raise self._missing() from exc
             return
         folder = Path(tempfile.mkdtemp(prefix="sluice-blob-"))
         try:
@@ -146,6 +153,12 @@ class BlobStore:
             yield path
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def _missing(self) -> Unprocessable | NoBlobs:
+        """Why one blob is not there; a volume that is not mounted is no reason to give up a file."""
+        if self._folder is not None and not any(self._folder.glob("*")):
+            return NoBlobs()
+        return Unprocessable("blob_missing", _MISSING)
 
     async def older_than(self, moment: datetime) -> AsyncIterator[list[str]]:
         """The keys of blobs stored before `moment`, up to a thousand at a time.

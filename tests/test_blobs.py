@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from app.blobs import BlobStore
+from app.blobs import BlobStore, NoBlobs
 from app.errors import Broken, TooLarge, Unprocessable
 
 
@@ -59,6 +59,7 @@ async def test_a_stream_that_breaks_leaves_nothing(store: BlobStore) -> None:
 
 
 async def test_what_is_gone_says_so(store: BlobStore) -> None:
+    await store.put("files/other", pieces(b"x"), max_bytes=100)
     with pytest.raises(Unprocessable, match="no longer in the blob store"):
         await read(store, "files/none")
     await store.delete("files/none")
@@ -66,6 +67,19 @@ async def test_what_is_gone_says_so(store: BlobStore) -> None:
         async with store.as_local_file("files/none") as path:
             path.read_bytes()
     assert missing.value.failure == "blob_missing"
+
+
+async def test_a_folder_that_holds_nothing_may_be_a_volume_that_is_not_mounted(tmp_path: Path) -> None:
+    folder = tmp_path / "blobs"
+    store = BlobStore.open(f"file://{folder}")
+    for remaining in (folder, tmp_path):
+        with pytest.raises(NoBlobs, match="volume"):
+            await read(store, "files/a")
+        with pytest.raises(NoBlobs):
+            async with store.as_local_file("files/a") as path:
+                path.read_bytes()
+        if remaining == folder:
+            folder.rmdir()
 
 
 @pytest.mark.parametrize("url", ["file:///proc/nowhere", "gopher://x", "nonsense"])

@@ -1,8 +1,13 @@
 """One file's way through the real pipeline."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
-from app.ingest.outcomes import Completed, Failed
+from app.blobs import BlobStore
+from app.ingest.outcomes import Completed, Failed, RetryLater
+from app.ingest.process import Processor
 from tests.ingest.conftest import TEXT, Workbench
 
 
@@ -65,6 +70,18 @@ async def test_a_blob_that_is_gone_fails_with_its_reason(bench: Workbench) -> No
     await bench.resources.blobs.delete(f"files/{file_id.hex}")
     await bench.processor.process(ingestion)
     assert (await bench.row(ingestion)).error_code == "blob_missing"
+
+
+async def test_a_worker_without_its_volume_gives_no_file_up(bench: Workbench, tmp_path: Path) -> None:
+    ingestion = await bench.attach(await bench.file(), [await bench.store()])
+    elsewhere = replace(bench.resources, blobs=BlobStore.open(f"file://{tmp_path / 'empty'}"))
+    outcome = await Processor(elsewhere, name="astray").process(ingestion)
+    assert isinstance(outcome, RetryLater)
+    row = await bench.row(ingestion)
+    assert (row.state, row.attempts) == ("queued", 0)
+    assert "volume is mounted" in (row.error_message or "")
+    await bench.sql("UPDATE ingestions SET next_run_at = now()")
+    assert isinstance(await bench.processor.process(ingestion), Completed)
 
 
 async def test_text_that_postgres_refuses_is_cleaned(bench: Workbench) -> None:
