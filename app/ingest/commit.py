@@ -18,7 +18,7 @@ async def save_docs_to_multiple_collections(conn: Connection, held: Claim, prepa
     if not await lock_claim(conn, held):
         return None
     targets = await lock_targets(conn, held.ingestion_id)
-    if not targets:  # detached by one that still saw an older ingestion in this one's place
+    if not targets:  # whoever takes the last one away cancels, too: a row that nobody wants must not stay
         await cancel(conn, held.ingestion_id)
         return None
     placed = [

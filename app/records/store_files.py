@@ -25,6 +25,8 @@ STATUS_STATES = {
     "cancelled": ("cancelled",),
 }
 """The states behind each status that clients see."""
+STATE_STATUS = {state: status for status, states in STATUS_STATES.items() for state in states}
+"""The status of each state."""
 
 _SELECT = """
     SELECT v.vector_store_id, v.file_id, v.ingestion_id, i.batch_id, i.state, i.error_code, i.error_message,
@@ -54,7 +56,7 @@ class StoreFile:
     @property
     def status(self) -> str:
         """The status that clients see."""
-        return "in_progress" if self.state in STATUS_STATES["in_progress"] else self.state
+        return STATE_STATUS[self.state]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,8 @@ async def detach(conn: Connection, *, store_id: UUID, file_id: UUID) -> list[Pla
     Raises:
         NotFound: the file is not in the store.
     """
+    # an attachment of the same file at the same time comes before this, or after it
+    await conn.execute("SELECT FROM files WHERE id = $1 FOR NO KEY UPDATE", file_id)
     placements = await _detach(conn, "v.vector_store_id = $1 AND v.file_id = $2", store_id, file_id)
     if not placements:
         raise _not_in_store(store_id, file_id)

@@ -17,6 +17,7 @@ from app.ingest.prepare import prepare
 from app.jobs import Retry
 from app.records.batches import cancel_batch, insert_batch
 from app.records.expired_leases import take_back_expired
+from app.records.files import lock_files
 from app.records.ingestions import (
     NewIngestion,
     claim,
@@ -224,9 +225,33 @@ async def test_a_verdict_whose_answer_was_lost_agrees_with_the_row(bench: Workbe
 
 async def test_an_ingestion_without_any_store_ends_as_cancelled(bench: Workbench) -> None:
     ingestion = await bench.attach(await bench.file(), [await bench.store()])
-    await bench.sql("DELETE FROM vector_store_files")  # as by a detach that still saw an older ingestion there
+    await bench.sql("DELETE FROM vector_store_files")  # as nobody should
     assert isinstance(await bench.processor.process(ingestion), Superseded)
     assert (await bench.row(ingestion)).state == "cancelled"
+
+
+async def test_a_detachment_during_an_attachment_ends_what_was_attached(bench: Workbench) -> None:
+    store, file_id = await bench.store(), await bench.file()
+    await bench.attach(file_id, [store])
+    new = NewIngestion(new_id(), file_id, {}, 800, 400)
+
+    async def take_out() -> None:
+        async with transaction(bench.resources.pool) as conn:
+            await delete_chunks(conn, await detach(conn, store_id=store, file_id=file_id))
+
+    async with transaction(bench.resources.pool) as conn:
+        await lock_files(conn, [file_id], owner_id=bench.owner.user_id)
+        await insert_ingestions(
+            conn, [new], user_id=bench.owner.user_id, batch_id=None, embedding_key_id=None, most_hints=16
+        )
+        await attach(conn, [new], [store])
+        taking_out = asyncio.ensure_future(take_out())
+        async with asyncio.timeout(20):
+            while not await bench.sql("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+                await asyncio.sleep(0.01)
+    await taking_out
+    assert (await bench.row(new.id)).state == "cancelled"
+    assert await bench.findings() == []
 
 
 async def test_deadlocks_do_not_come_from_many_at_once(bench: Workbench) -> None:

@@ -18,7 +18,7 @@ from app.api.wire.values import (
 from app.doorbell import job_id_of
 from app.ids import to_wire
 from app.records.ingestions import Ingestion
-from app.records.store_files import STATUS_STATES
+from app.records.store_files import STATE_STATUS
 
 MOST_STORES_A_REQUEST = 100
 
@@ -79,7 +79,7 @@ class IngestionAnswer(Answer):
             filename=ingestion.filename,
             vector_store_ids=[to_wire("vs", store_id) for store_id in ingestion.store_ids],
             batch_id=None if ingestion.batch_id is None else to_wire("vsfb", ingestion.batch_id),
-            status="in_progress" if ingestion.state in STATUS_STATES["in_progress"] else ingestion.state,
+            status=STATE_STATUS[ingestion.state],
             state=ingestion.state,
             stage=ingestion.stage,
             progress=Progress(chunks_total=ingestion.chunks_total, chunks_embedded=ingestion.chunks_embedded),
