@@ -154,7 +154,13 @@ async def connection(pool: Pool) -> AsyncIterator[Connection]:
     except asyncpg.UndefinedTableError as exc:
         raise NotMigrated from exc
     except _PASSING as exc:
-        raise DatabaseUnavailable(f"Postgres: {type(exc).__name__}: {exc}") from exc
+        raise DatabaseUnavailable(_text_of(exc)) from exc
+
+
+def _text_of(error: Exception) -> str:
+    """What a client may read of it: the system's errors quote addresses."""
+    name = type(error).__name__
+    return f"Postgres: {name}" if isinstance(error, OSError) else f"Postgres: {name}: {error}"
 
 
 @asynccontextmanager

@@ -132,7 +132,7 @@ class Settings(BaseSettings):
 
     job_timeout: int = Field(3600, ge=1, description="Seconds that one attempt at a file may take.")
     job_max_retries: int = Field(3, ge=0, description="Attempts after the first, for faults that may heal.")
-    job_retry_delay: float = Field(60, ge=0, description="Seconds before the first retry; doubles each time.")
+    job_retry_delay: float = Field(60, ge=0.05, description="Seconds before the first retry; doubles each time.")
     job_result_ttl: int = Field(3600, ge=0, description="Seconds that Redis keeps a finished job.")
     job_failure_ttl: int = Field(86400, ge=0, description="Seconds that Redis keeps a failed job.")
 

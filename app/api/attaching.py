@@ -11,14 +11,14 @@ from app.access.grants import require_stores
 from app.access.tokens import Principal
 from app.api.wire.store_files import AttachFile
 from app.api.wire.values import chunking_of
-from app.db import Connection, transaction
+from app.db import Connection
 from app.embedding import EmbeddingModel
 from app.errors import BadRequest, Transient
 from app.extraction import Chunking
 from app.ids import from_wire, new_id
+from app.ingest.ringing import ring_for
 from app.records.batches import insert_batch
 from app.records.files import lock_files
-from app.records.hints import mark_unhinted
 from app.records.ingestions import Hint, NewIngestion, insert_ingestions
 from app.records.store_files import attach
 from app.records.vector_stores import lock_stores, note_activity
@@ -125,11 +125,7 @@ async def paying_key(
 
 async def ring(resources: Resources, hints: Sequence[Hint]) -> None:
     """Tell the queue of committed work. If it does not hear, the sweep rings again: the work is never refused."""
-    doorbell = resources.doorbell
-    if await doorbell.enqueue_file_processing_jobs(hints) or not doorbell.is_enabled:
-        return
     try:
-        async with transaction(resources.pool) as conn:
-            await mark_unhinted(conn, hints)
+        await ring_for(resources, hints)
     except Transient as exc:
         logger.warning("unheard hints not marked; the sweep finds them later", error=str(exc))

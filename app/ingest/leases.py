@@ -27,16 +27,10 @@ _END_SECONDS = 2.0
 
 @dataclass(slots=True, eq=False)
 class Lease:
-    """A held claim; `is_lost` once somebody else may work on it."""
+    """A held claim; `scope`, in which the work goes on, is cancelled once somebody else may work on it."""
 
     held: Claim
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
-    is_lost: bool = False
-
-    def lose(self) -> None:
-        """Cancel the work; in its own loop."""
-        self.is_lost = True
-        self.scope.cancel()
 
 
 class LeaseKeeper:
@@ -132,5 +126,5 @@ class LeaseKeeper:
             ours = await extend_leases(conn, list(leases), lease_seconds=self._lease_seconds)
         for claim, lease in leases.items():
             if claim not in ours:
-                self._loop.call_soon_threadsafe(lease.lose)
+                self._loop.call_soon_threadsafe(lease.scope.cancel)
         return all(ours.values())

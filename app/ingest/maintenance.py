@@ -117,17 +117,24 @@ async def sweep(
         taken_back = (
             await take_back_expired(conn, most_crashes=_MOST_CRASHES, apart_seconds=apart) if takes_back else 0
         )
-        await forget_old_embedded(conn)
-        await forget_old_requests(conn)
         epoch = resources.doorbell.epoch
         if has_queue and epoch is not None and await note_epoch(conn, epoch):
             logger.warning("Redis is new, or has lost its memory: it is told of all waiting files again")
+    await _forget_old(resources)
     if taken_back:
         logger.warning("leases taken back", ingestions=taken_back)
     if not resources.doorbell.is_enabled:
         await _withdraw(resources, stop)
         return False
     return has_queue and await _ring(resources, stop) and await _withdraw(resources, stop)
+
+
+async def _forget_old(resources: Resources) -> None:
+    """In a transaction of its own: the rows that are taken back are not to be locked for as long as it takes."""
+    async with transaction(resources.pool) as conn:
+        if await _is_leader(conn):
+            await forget_old_embedded(conn)
+            await forget_old_requests(conn)
 
 
 async def _ring(resources: Resources, stop: anyio.Event) -> bool:

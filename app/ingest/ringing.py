@@ -10,11 +10,19 @@ from app.resources import Resources
 
 
 async def ring_for(resources: Resources, hints: Sequence[Hint]) -> bool:
-    """Ring for what is marked as hinted; False if the queue did not hear it, and then it is marked so."""
-    if await resources.doorbell.enqueue_file_processing_jobs(hints):
+    """Ring for what is marked as hinted; False if the queue did not hear it, and then it is marked so.
+
+    Where there is no queue the marks count for nothing.
+
+    Raises:
+        DatabaseUnavailable: it is not marked; the sweep finds it later.
+    """
+    doorbell = resources.doorbell
+    if await doorbell.enqueue_file_processing_jobs(hints):
         return True
-    async with transaction(resources.pool) as conn:
-        await mark_unhinted(conn, hints)
+    if doorbell.is_enabled:
+        async with transaction(resources.pool) as conn:
+            await mark_unhinted(conn, hints)
     return False
 
 

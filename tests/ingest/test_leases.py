@@ -163,5 +163,5 @@ async def test_of_two_attempts_at_a_row_in_one_process_the_older_one_is_stopped(
     async with keeper.keeping():
         with keeper.hold(older) as lost, keeper.hold(newer) as kept:
             await asyncio.wait_for(asyncio.Event().wait(), 10)
-        assert lost.is_lost
-        assert not kept.is_lost
+        assert lost.scope.cancel_called
+        assert not kept.scope.cancel_called
