@@ -12,7 +12,7 @@ ROWS = [
     {"errors", "settings", "logging", "ids"},
     {"db", "schema", "blobs", "migrate"},
     {"records", "access", "vector", "embedding", "extraction", "jobs", "embedded", "samples"},
-    {"credentials", "doorbell", "resources"},
+    {"credentials", "doorbell", "resources", "ringing"},
     {"api", "ingest", "doctor"},
     {"main", "worker", "cli"},
 ]
@@ -20,6 +20,7 @@ SAME_ROW_ALLOWED = {
     ("settings", "errors"),
     ("ids", "errors"),
     ("resources", "doorbell"),
+    ("ringing", "resources"),
     ("cli", "worker"),  # `sluice worker` runs the worker's root
 }
 HOMES = {

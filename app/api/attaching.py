@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
-import structlog
-
 from app.access.embedding_keys import resolve_embedding_key
 from app.access.grants import require_stores
 from app.access.tokens import Principal
@@ -13,20 +11,16 @@ from app.api.wire.store_files import AttachFile
 from app.api.wire.values import chunking_of
 from app.db import Connection
 from app.embedding import EmbeddingModel
-from app.errors import BadRequest, Transient
+from app.errors import BadRequest
 from app.extraction import Chunking
 from app.ids import from_wire, new_id
-from app.ingest.ringing import ring_for
 from app.records.batches import insert_batch
 from app.records.files import lock_files
 from app.records.ingestions import Hint, NewIngestion, insert_ingestions
 from app.records.store_files import attach
 from app.records.vector_stores import lock_stores, note_activity
-from app.resources import Resources
 from app.settings import Settings
 from app.vector.chunks import delete_chunks
-
-logger = structlog.stdlib.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +66,7 @@ async def attach_files(
     store_ids: Sequence[UUID],
     batch: NewBatch | None = None,
 ) -> list[Hint]:
-    """Queue the files for every one of the stores; the hints are for `ring`, after the commit.
+    """Queue the files for every one of the stores; the hints are for `app.ringing.ring`, after the commit.
 
     Raises:
         NotFound, Forbidden: a store or file that the caller may not use.
@@ -121,11 +115,3 @@ async def paying_key(
     return await resolve_embedding_key(
         conn, user_id=caller.user_id, server_has_default=settings.rag_openai_api_key is not None
     )
-
-
-async def ring(resources: Resources, hints: Sequence[Hint]) -> None:
-    """Tell the queue of committed work. If it does not hear, the sweep rings again: the work is never refused."""
-    try:
-        await ring_for(resources, hints)
-    except Transient as exc:
-        logger.warning("unheard hints not marked; the sweep finds them later", error=str(exc))

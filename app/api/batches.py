@@ -3,7 +3,7 @@
 from fastapi import APIRouter
 
 from app.access.grants import require_stores
-from app.api.attaching import NewBatch, attach_files, files_to_attach, ring
+from app.api.attaching import NewBatch, attach_files, files_to_attach
 from app.api.callers import BatchId, Caller, Parts, VectorStoreId
 from app.api.paging import StoreFilePage, list_answer
 from app.api.repeats import ThisAttempt
@@ -15,6 +15,7 @@ from app.ids import new_id, to_wire
 from app.records.batches import cancel_batch, get_batch
 from app.records.ingestions import Hint
 from app.records.store_files import list_store_files
+from app.ringing import ring
 
 router = APIRouter()
 

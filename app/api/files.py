@@ -51,7 +51,7 @@ async def create_file(attempt: ThisAttempt, resources: Parts, meters: Meters, re
     async with Uploads(resources) as uploads:
         new = await _receive_file(request, uploads)
         content = [new.filename, new.purpose, new.expires_after_seconds, new.sha256]
-        async with transaction(resources.pool) as conn:
+        async with uploads.recording() as conn:
             standing = await attempt.accept(conn, new.id, content)
             if standing != new.id:  # sent again: the bytes are dropped
                 return FileAnswer.of(await get_file(conn, standing, owner_id=attempt.caller.user_id))

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse
 
 from app.access.tokens import Principal
-from app.api.attaching import FileToAttach, NewBatch, attach_files, ring
+from app.api.attaching import FileToAttach, NewBatch, attach_files
 from app.api.batch_uploads import BatchUpload, receive_batch
 from app.api.callers import Caller, IngestionId, Meters, Parts
 from app.api.paging import IngestionPage, list_answer
@@ -24,7 +24,7 @@ from app.records.files import insert_files
 from app.records.ingestions import Hint, Ingestion, cancel, get_ingestion, list_ingestions
 from app.records.pages import PageRequest
 from app.records.store_files import STATUS_STATES
-from app.resources import Resources
+from app.ringing import ring
 
 router = APIRouter()
 
@@ -44,7 +44,7 @@ async def upload_batch(
             first = upload.rejected[0]
             rejected = [each.model_dump() for each in upload.rejected]
             return JSONResponse({"error": first.error, "rejected": rejected}, upload.status)
-        answer, hints = await _record(resources, attempt, upload, store_ids)
+        answer, hints = await _record(uploads, attempt, upload, store_ids)
         if hints is None:
             return answer  # these bytes are dropped
         uploads.keep()
@@ -105,7 +105,7 @@ async def cancel_ingestion(caller: Caller, resources: Parts, ingestion_id: Inges
 
 
 async def _record(
-    resources: Resources, attempt: Attempt, upload: BatchUpload, store_ids: Sequence[UUID]
+    uploads: Uploads, attempt: Attempt, upload: BatchUpload, store_ids: Sequence[UUID]
 ) -> tuple[BatchUploadAnswer, list[Hint] | None]:
     """One transaction: files, batch, ingestions, attachments; and the answer as of its commit. None instead of
     hints if the same request came before, whose batch the answer then shows.
@@ -114,14 +114,13 @@ async def _record(
     chunking = chunking_of(fields.chunking_strategy)
     files = [FileToAttach(new.id, chunking, fields.attributes or {}) for new in upload.accepted]
     batch = NewBatch(new_id(), store_ids[0] if len(store_ids) == 1 else None)
-    async with transaction(resources.pool) as conn:
+    async with uploads.recording() as conn:
         hints = None
         standing = await attempt.accept(conn, batch.id, upload.content())
         if standing == batch.id:
             await insert_files(conn, upload.accepted, owner_id=caller.user_id)
-            hints = await attach_files(
-                conn, resources.settings, caller, files=files, store_ids=store_ids, batch=batch
-            )
+            settings = uploads.resources.settings
+            hints = await attach_files(conn, settings, caller, files=files, store_ids=store_ids, batch=batch)
         made = await get_batch(conn, standing, owner_id=caller.user_id)
         ingestions = await _in_order(conn, caller, standing, upload)
     answer = BatchUploadAnswer(

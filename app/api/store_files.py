@@ -3,7 +3,7 @@
 from fastapi import APIRouter
 
 from app.access.grants import require_stores
-from app.api.attaching import attach_files, files_to_attach, ring
+from app.api.attaching import attach_files, files_to_attach
 from app.api.callers import Caller, FileId, Parts, VectorStoreId
 from app.api.paging import StoreFilePage, list_answer
 from app.api.repeats import ThisAttempt
@@ -15,6 +15,7 @@ from app.ids import to_wire
 from app.records.ingestions import Hint
 from app.records.store_files import detach, get_store_file, list_store_files, update_attributes
 from app.records.vector_stores import read_space
+from app.ringing import ring
 from app.vector.chunks import delete_chunks, read_texts
 
 router = APIRouter()

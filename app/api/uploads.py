@@ -1,7 +1,7 @@
 """From parts of a request to durable blobs; what does not get a row in Postgres is deleted again."""
 
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from types import TracebackType
 from typing import Self
 from uuid import UUID
@@ -10,11 +10,11 @@ import anyio
 import structlog
 
 from app.api.multipart import Part
-from app.db import connection
-from app.errors import BadRequest, Transient
+from app.db import Connection, transaction
+from app.errors import BadRequest, Refused, Transient
 from app.extraction import supported_media_type
 from app.ids import new_id
-from app.records.files import NewFile, blob_key, existing_file_ids
+from app.records.files import NewFile, blob_key
 from app.resources import Resources
 
 logger = structlog.stdlib.get_logger(__name__)
@@ -25,11 +25,12 @@ class EmptyFile(BadRequest):
 
 
 class Uploads:
-    """The blobs that one request stores; use as `async with`, and call `keep` once their rows are committed."""
+    """The blobs that one request stores; use as `async with`, record them in `recording`, then call `keep`."""
 
     def __init__(self, resources: Resources) -> None:
-        self._resources = resources
+        self.resources = resources
         self._stored: list[UUID] = []
+        self._is_recorded: bool | None = False  # None: nobody knows
         self.stored_bytes = 0
 
     async def __aenter__(self) -> Self:
@@ -38,9 +39,30 @@ class Uploads:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._stored:
-            with anyio.CancelScope(shield=True):
-                await self._discard()
+        if not self._stored:
+            return
+        if self._is_recorded is None:
+            logger.warning("blobs left behind: unknown whether they were recorded", count=len(self._stored))
+            return
+        with anyio.CancelScope(shield=True):
+            for file_id in self._stored:
+                await discard_blob(self.resources, file_id)
+
+    @asynccontextmanager
+    async def recording(self) -> AsyncIterator[Connection]:
+        """The transaction that records the blobs, or finds that they are not wanted.
+
+        A COMMIT that was cut off may take effect, at once or later. Then a blob too many is better than a file
+        without bytes: the clean-up finds it.
+        """
+        self._is_recorded = None
+        try:
+            async with transaction(self.resources.pool) as conn:
+                yield conn
+        except Refused:
+            self._is_recorded = False
+            raise
+        self._is_recorded = False
 
     async def store(self, part: Part, *, purpose: str = "assistants") -> NewFile:
         """Store a part's bytes durably.
@@ -56,8 +78,8 @@ class Uploads:
             if not first:
                 raise EmptyFile(param=part.name, code="empty_file")
             file_id = new_id()
-            blob = await self._resources.blobs.put(
-                blob_key(file_id), _chain(first, pieces), max_bytes=self._resources.settings.max_upload_bytes
+            blob = await self.resources.blobs.put(
+                blob_key(file_id), _chain(first, pieces), max_bytes=self.resources.settings.max_upload_bytes
             )
         self._stored.append(file_id)
         self.stored_bytes += blob.size_bytes
@@ -74,20 +96,6 @@ class Uploads:
     def keep(self) -> None:
         """The rows are committed: the blobs stay."""
         self._stored.clear()
-
-    async def _discard(self) -> None:
-        """Delete what has no row. A commit that was cut off may have taken effect, so Postgres is asked;
-        while it does not answer, a blob too many is better than a file without bytes.
-        """
-        try:
-            async with connection(self._resources.pool) as conn:
-                recorded = await existing_file_ids(conn, self._stored)
-        except Transient:
-            logger.warning("blobs left behind: unknown whether they were recorded", count=len(self._stored))
-            return
-        for file_id in self._stored:
-            if file_id not in recorded:
-                await discard_blob(self._resources, file_id)
 
 
 async def discard_blob(resources: Resources, file_id: UUID) -> None:

@@ -3,7 +3,7 @@
 from fastapi import APIRouter
 
 from app.access.grants import VISIBLE_STORES, require_store_owner, require_stores
-from app.api.attaching import attach_files, files_to_attach, ring
+from app.api.attaching import attach_files, files_to_attach
 from app.api.callers import Caller, Parts, VectorStoreId
 from app.api.paging import VectorStorePage, list_answer
 from app.api.repeats import ThisAttempt
@@ -31,6 +31,7 @@ from app.records.vector_stores import (
     lock_store_for_deletion,
     update_store,
 )
+from app.ringing import ring
 from app.settings import LOCAL_DIMENSIONS, LOCAL_MODEL, USUAL_DIMENSIONS, Settings
 from app.vector.chunks import delete_store_chunks
 from app.vector.shards import ensure_shard

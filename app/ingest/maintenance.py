@@ -11,7 +11,6 @@ from app.db import Connection, connection, transaction
 from app.errors import Transient
 from app.ingest.cleanup import clean_up
 from app.ingest.process import Processor
-from app.ingest.ringing import ring_for
 from app.ingest.stalled import StalledWrites
 from app.records.accepted_requests import forget_old_requests
 from app.records.embedded_texts import forget_old_embedded
@@ -21,6 +20,7 @@ from app.records.ingestions import Claim
 from app.records.queue_epochs import note_epoch
 from app.records.turns import NOBODY, claim_due, turn_after, users_waiting
 from app.resources import Resources
+from app.ringing import ring
 
 _LEADER_LOCK = 0x534C55494345  # "SLUICE"
 _MOST_CRASHES = 3
@@ -150,7 +150,7 @@ async def _ring(resources: Resources, stop: anyio.Event) -> bool:
             hints = await take_unhinted(
                 conn, user_ids, most_a_user=settings.hints_a_user, silent_seconds=silent_seconds
             )
-        if not await ring_for(resources, hints):
+        if not await ring(resources, hints):
             return False
         if len(user_ids) < _USERS_A_CALL:
             return True

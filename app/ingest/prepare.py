@@ -11,11 +11,11 @@ from app.embedding import EmbeddingModel
 from app.errors import Broken, Unprocessable
 from app.extraction import Chunking
 from app.ingest.embedding import EmbeddingOrder, embed_texts
-from app.ingest.ringing import ring_for_next
 from app.records.files import blob_key
 from app.records.ingestions import Claim, note_billed, note_progress
 from app.records.store_files import list_targets
 from app.resources import Resources
+from app.ringing import ring_for_next
 from app.vector.codec import EncodedChunks, encode_chunks
 
 

@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from app.access.tokens import Principal
-from app.api.attaching import FileToAttach, attach_files, ring
+from app.api.attaching import FileToAttach, attach_files
 from app.db import transaction
 from app.doorbell import Doorbell, job_id_of
 from app.embedding import Embedder
@@ -20,6 +20,7 @@ from app.ingest.maintenance import maintain, sweep
 from app.ingest.outcomes import Completed, Failed, RetryLater
 from app.records.ingestions import Claim, cancel
 from app.records.turns import NOBODY, claim_due, turn_after, users_waiting
+from app.ringing import ring
 from app.worker import run_worker
 from tests.ingest.conftest import Workbench
 from tests.support.fake_openai import FakeOpenAI, Status

@@ -70,7 +70,7 @@ POINTS = {
     "epoch_noted": FailPoint(
         AFTER, "app.ingest.maintenance", "note_epoch", "a sweep that finds Redis empty, before its COMMIT"
     ),
-    "unheard": FailPoint(BEFORE, "app.api.attaching", "mark_unhinted", "the queue did not hear of an upload"),
+    "unheard": FailPoint(BEFORE, "app.ringing", "mark_unhinted", "the queue did not hear of an upload"),
     "overtaken": FailPoint(
         AFTER, "app.ingest.maintenance", "overtaken_hints", "a sweep that found jobs without a purpose"
     ),

@@ -3,26 +3,32 @@
 from collections.abc import Sequence
 from uuid import UUID
 
+import structlog
+
 from app.db import connection, transaction
+from app.errors import Transient
 from app.records.hints import mark_unhinted, take_unhinted
 from app.records.ingestions import Hint
 from app.resources import Resources
 
+logger = structlog.stdlib.get_logger(__name__)
 
-async def ring_for(resources: Resources, hints: Sequence[Hint]) -> bool:
-    """Ring for what is marked as hinted; False if the queue did not hear it, and then it is marked so.
 
-    Where there is no queue the marks count for nothing.
+async def ring(resources: Resources, hints: Sequence[Hint]) -> bool:
+    """Tell the queue of committed work that is marked as hinted; False if it did not hear.
 
-    Raises:
-        DatabaseUnavailable: it is not marked; the sweep finds it later.
+    It is marked so then, and the sweep rings again: nobody is refused for the queue's sake, nor if Postgres does
+    not take the mark. Where there is no queue the marks count for nothing.
     """
     doorbell = resources.doorbell
     if await doorbell.enqueue_file_processing_jobs(hints):
         return True
     if doorbell.is_enabled:
-        async with transaction(resources.pool) as conn:
-            await mark_unhinted(conn, hints)
+        try:
+            async with transaction(resources.pool) as conn:
+                await mark_unhinted(conn, hints)
+        except Transient as exc:
+            logger.warning("unheard hints not marked; the sweep finds them later", error=str(exc))
     return False
 
 
@@ -32,4 +38,4 @@ async def ring_for_next(resources: Resources, user_id: UUID) -> None:
         return
     async with connection(resources.pool) as conn:
         hints = await take_unhinted(conn, [user_id], most_a_user=resources.settings.hints_a_user)
-    await ring_for(resources, hints)
+    await ring(resources, hints)
