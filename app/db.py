@@ -52,6 +52,12 @@ class NoConnection(DatabaseUnavailable):
     costs_attempt = False
 
 
+class Locked(DatabaseUnavailable):
+    """Another request, or a worker, is changing what this one is to change; try again."""
+
+    costs_attempt = False
+
+
 class NotMigrated(Broken):
     """The database is not migrated: run 'alembic upgrade head' with its DATABASE_URL."""
 
@@ -67,13 +73,18 @@ async def open_pool_patiently(
     application_name: str,
     patience_seconds: float,
     most_idle_seconds: float = _MOST_IDLE_SECONDS,
+    most_locked_seconds: float = 0.0,
 ) -> Pool:
     """As `open_pool`, but while Postgres is away it is asked again for so long."""
     until = anyio.current_time() + patience_seconds
     while True:
         try:
             return await open_pool(
-                url, max_size=max_size, application_name=application_name, most_idle_seconds=most_idle_seconds
+                url,
+                max_size=max_size,
+                application_name=application_name,
+                most_idle_seconds=most_idle_seconds,
+                most_locked_seconds=most_locked_seconds,
             )
         except DatabaseUnavailable as exc:
             if anyio.current_time() >= until:
@@ -83,12 +94,18 @@ async def open_pool_patiently(
 
 
 async def open_pool(
-    url: str, *, max_size: int, application_name: str, most_idle_seconds: float = _MOST_IDLE_SECONDS
+    url: str,
+    *,
+    max_size: int,
+    application_name: str,
+    most_idle_seconds: float = _MOST_IDLE_SECONDS,
+    most_locked_seconds: float = 0.0,
 ) -> Pool:
     """A pool of at most `max_size` connections; jsonb comes and goes as Python values.
 
     Postgres ends a transaction in which nothing is asked for `most_idle_seconds`: a frozen process that holds a
-    row lock must not block its rescuers for ever.
+    row lock must not block its rescuers for ever. Who waits for a lock longer than `most_locked_seconds` gives up
+    as `Locked`; 0 waits as long as the statement may take.
 
     Raises:
         DatabaseUnavailable: nobody answers at `url`.
@@ -105,6 +122,7 @@ async def open_pool(
             server_settings={
                 "application_name": application_name,
                 "idle_in_transaction_session_timeout": f"{max(1, round(most_idle_seconds * 1000))}ms",  # 0 is none
+                "lock_timeout": f"{round(most_locked_seconds * 1000)}ms",
                 # a lock must not outlive one whose machine is gone, without a word over the wire
                 "tcp_keepalives_idle": "10",
                 "tcp_keepalives_interval": "5",
@@ -140,6 +158,7 @@ async def connection(pool: Pool) -> AsyncIterator[Connection]:
 
     Raises:
         NoConnection: there is none to be had.
+        Locked: somebody else holds a lock for too long.
         DatabaseUnavailable: the connection was lost, or Postgres asks to try again (deadlock, shutdown).
     """
     try:
@@ -153,6 +172,8 @@ async def connection(pool: Pool) -> AsyncIterator[Connection]:
             await pool.release(conn)
     except asyncpg.UndefinedTableError as exc:
         raise NotMigrated from exc
+    except asyncpg.LockNotAvailableError as exc:
+        raise Locked from exc
     except _PASSING as exc:
         raise DatabaseUnavailable(_text_of(exc)) from exc
 

@@ -19,6 +19,9 @@ from app.resources import Resources, open_resources
 from app.settings import Settings, load_settings
 
 _RESTART_SECONDS = 5.0
+_MOST_LOCKED_SECONDS = 5.0
+"""A user who waits for a row that is locked for long (a large vector store is being deleted) holds a connection
+meanwhile, and ten such users, or one ten times, would take the process away from all others."""
 
 logger = structlog.stdlib.get_logger(__name__)
 
@@ -31,7 +34,9 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         patience = settings.database_patience_seconds
         async with (
-            open_resources(settings, role="api", patience_seconds=patience) as resources,
+            open_resources(
+                settings, role="api", patience_seconds=patience, most_locked_seconds=_MOST_LOCKED_SECONDS
+            ) as resources,
             anyio.create_task_group() as group,
         ):
             app.state.resources = resources

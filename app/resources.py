@@ -41,9 +41,9 @@ def _redis(settings: Settings) -> ArqRedis | None:
 
 @asynccontextmanager
 async def open_resources(
-    settings: Settings, *, role: str, patience_seconds: float = 0.0
+    settings: Settings, *, role: str, patience_seconds: float = 0.0, most_locked_seconds: float = 0.0
 ) -> AsyncIterator[Resources]:
-    """Open everything; `role` (api, worker, …) names the connections in Postgres.
+    """Open everything; `role` (api, worker, …) names the connections in Postgres; locks as in `open_pool`.
 
     A Redis that is down does not stop the start: uploads are taken and processed without it. For a Postgres that is
     away we wait up to `patience_seconds`.
@@ -59,6 +59,7 @@ async def open_resources(
             application_name=f"sluice-{role}",
             patience_seconds=patience_seconds,
             most_idle_seconds=settings.lease_seconds / 2,  # locks are gone before the lease is
+            most_locked_seconds=most_locked_seconds,
         )
         stack.push_async_callback(close_pool, pool)
         redis = _redis(settings)

@@ -8,6 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
+from app.db import Locked
 from app.errors import Refused, Transient, Unauthorized
 
 logger = structlog.stdlib.get_logger(__name__)
@@ -52,8 +53,11 @@ async def _answer_transient(_request: Request, error: Exception) -> JSONResponse
     assert isinstance(error, Transient)  # noqa: S101 - registered for this type only
     logger.warning("answered 503", error=str(error))
     wait = 1 if error.retry_after_seconds is None else math.ceil(error.retry_after_seconds)
-    message = "A part that this server depends on is not available at the moment; try again."
-    body = error_body(message, "server_error", code="unavailable")
+    if isinstance(error, Locked):
+        body = error_body(str(error), "server_error", code="locked")
+    else:
+        message = "A part that this server depends on is not available at the moment; try again."
+        body = error_body(message, "server_error", code="unavailable")
     return JSONResponse(body, 503, {"Retry-After": str(wait)})
 
 

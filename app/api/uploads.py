@@ -10,7 +10,7 @@ import anyio
 import structlog
 
 from app.api.multipart import Part
-from app.db import Connection, transaction
+from app.db import Connection, Locked, transaction
 from app.errors import BadRequest, Refused, Transient
 from app.extraction import supported_media_type
 from app.ids import new_id
@@ -59,7 +59,7 @@ class Uploads:
         try:
             async with transaction(self.resources.pool) as conn:
                 yield conn
-        except Refused:
+        except (Refused, Locked):
             self._is_recorded = False
             raise
         self._is_recorded = False

@@ -1,11 +1,14 @@
 import asyncio
 from collections.abc import Callable
+from urllib.parse import parse_qs, urlsplit
 
 import openai
 import pytest
 
 from app.db import Pool
-from tests.api.conftest import Person
+from app.settings import Settings
+from tests.api.conftest import MakePrincipal, Person, person, serving
+from tests.support.proxy import Proxy
 
 BOUNDARY = "limit"
 
@@ -229,6 +232,53 @@ async def test_nobody_sees_the_files_of_others(ada: Person, bob: Person):
     with pytest.raises(openai.NotFoundError):
         await bob.openai.files.delete(made.id)
     assert (await ada.openai.files.retrieve(made.id)).id == made.id
+
+
+WAITS_AT_COMMIT = """
+    CREATE FUNCTION wait_at_commit() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN PERFORM pg_advisory_xact_lock(4711); RETURN NULL; END $$;
+    CREATE CONSTRAINT TRIGGER wait_at_commit AFTER INSERT ON files
+        DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION wait_at_commit();
+"""
+
+
+async def test_an_upload_whose_commit_takes_effect_after_its_connection_broke_keeps_its_bytes(
+    settings: Settings, pool: Pool, make_principal: MakePrincipal
+):
+    await pool.execute(WAITS_AT_COMMIT)
+    place = urlsplit(settings.database_url)
+    with Proxy(f"{parse_qs(place.query)['host'][0]}/.s.PGSQL.5432") as wire:
+        far = f"postgresql://postgres@127.0.0.1:{wire.port}{place.path}"
+        async with (
+            serving(settings.model_copy(update={"database_url": far})) as url,
+            person(url, *await make_principal("ada")) as ada,
+            pool.acquire() as conn,
+            asyncio.timeout(20),
+        ):
+            await conn.execute("SELECT pg_advisory_lock(4711)")
+            content = ("a.txt", b"the bytes of a file")
+            uploading = asyncio.create_task(ada.openai.files.create(file=content, purpose="assistants"))
+            while not await conn.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted AND objid = 4711"):
+                await asyncio.sleep(0.01)
+            wire.reset()
+            with pytest.raises(openai.InternalServerError):
+                await uploading
+            await conn.execute("SELECT pg_advisory_unlock(4711)")
+            made = await ada.openai.files.create(
+                file=content, purpose="assistants", extra_headers={"X-Stainless-Retry-Count": "1"}
+            )
+            assert [file.id async for file in ada.openai.files.list()] == [made.id]
+            assert (await ada.openai.files.content(made.id)).content == content[1]
+
+
+async def test_a_deletion_does_not_wait_for_long_with_a_connection_in_hand(ada: Person, pool: Pool):
+    made = await ada.openai.files.create(file=("a.txt", b"x"), purpose="assistants")
+    async with pool.acquire() as conn, conn.transaction(), asyncio.timeout(20):
+        await conn.execute("SELECT FROM files FOR UPDATE")
+        with pytest.raises(openai.InternalServerError) as refused:
+            await ada.openai.files.delete(made.id)
+    assert (refused.value.status_code, refused.value.code) == (503, "locked")
+    assert (await ada.openai.files.delete(made.id)).deleted
 
 
 async def test_a_file_whose_bytes_are_lost_is_a_clear_error(ada: Person, settings):
