@@ -66,18 +66,18 @@ async def end_copies(conn: Connection, copies: Sequence[WaitingCopy]) -> None:
 
 
 async def delete_chunks(conn: Connection, places: Sequence[ChunkPlace]) -> None:
-    """Delete the chunks of these files in these stores."""
-    if not places:
-        return
-    await conn.execute(
-        """
-        DELETE FROM chunks USING unnest($1::int[], $2::uuid[], $3::uuid[]) AS p (shard, store_id, file_id)
-        WHERE chunks.shard = p.shard AND vector_store_id = p.store_id AND chunks.file_id = p.file_id
-        """,
-        [place.shard for place in places],
-        [place.vector_store_id for place in places],
-        [place.file_id for place in places],
-    )
+    """Delete the chunks of these files in these stores, one statement a shard: it names its one partition."""
+    for shard in sorted({place.shard for place in places}):
+        here = [place for place in places if place.shard == shard]
+        await conn.execute(
+            """
+            DELETE FROM chunks USING unnest($2::uuid[], $3::uuid[]) AS p (store_id, file_id)
+            WHERE shard = $1 AND vector_store_id = p.store_id AND chunks.file_id = p.file_id
+            """,
+            shard,
+            [place.vector_store_id for place in here],
+            [place.file_id for place in here],
+        )
 
 
 async def delete_store_chunks(conn: Connection, *, shard: int, store_id: UUID) -> None:

@@ -5,9 +5,12 @@ Small stores share a shard without an HNSW index and are searched exactly throug
 """
 
 from app.db import Connection
+from app.errors import BadRequest
 from app.schema import SHARD_TABLE_PREFIX
 
 _LOCK_KEY = 0x5348415244  # "SHARD"
+_MOST_SHARDS = 64
+"""Partitions cost everybody's planning and locks, and any user may ask for dimensions that nobody else uses."""
 _MOST_PLAIN_DIMENSIONS = 3500
 """A halfvec of up to so many dimensions fits into an 8 KB page beside the rest of its row."""
 
@@ -18,6 +21,9 @@ async def ensure_shard(conn: Connection, dimensions: int) -> int:
     Rival: another process that makes the same shard; an advisory lock lets one go first. Readers and writers of
     `chunks` go on: ATTACH PARTITION locks out other changes of tables only, where CREATE … PARTITION OF waits for
     every transaction that has touched a chunk, and whoever comes later waits behind it.
+
+    Raises:
+        BadRequest: there are as many shards as there may be.
     """
     shard = await _find(conn, dimensions)
     if shard is not None:
@@ -26,6 +32,13 @@ async def ensure_shard(conn: Connection, dimensions: int) -> int:
     shard = await _find(conn, dimensions)
     if shard is not None:
         return shard
+    if await conn.fetchval("SELECT count(*) FROM shards") >= _MOST_SHARDS:
+        raise BadRequest(
+            f"This server holds vectors of {_MOST_SHARDS} different dimensions already, none of them {dimensions}; "
+            "choose one that is in use.",
+            param="embedding.dimensions",
+            code="too_many_dimensions",
+        )
     made: int = await conn.fetchval("INSERT INTO shards (dimensions) VALUES ($1) RETURNING id", dimensions)
     table = f"{SHARD_TABLE_PREFIX}{made}"
     storage = "PLAIN" if dimensions <= _MOST_PLAIN_DIMENSIONS else "EXTERNAL"

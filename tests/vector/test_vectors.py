@@ -81,6 +81,15 @@ async def test_what_the_codec_writes_is_what_postgres_reads(pool: Pool, make_pri
         assert await conn.fetchval("SELECT count(*) FROM chunks") == 0
 
 
+async def test_there_are_only_so_many_different_dimensions(pool: Pool) -> None:
+    async with transaction(pool) as conn:
+        first = await ensure_shard(conn, 3)
+        await conn.execute("INSERT INTO shards (dimensions) SELECT n FROM generate_series(100, 162) AS n")
+        with pytest.raises(BadRequest, match="none of them 999"):
+            await ensure_shard(conn, 999)
+        assert await ensure_shard(conn, 3) == first
+
+
 def test_the_size_counted_is_text_and_vector_bytes() -> None:
     encoded = encode_chunks(new_id(), ["ab", "ü"], np.ones((2, 3), np.float32))
     assert encoded.size_bytes == 2 + 2 + 2 * 3 * 2
