@@ -6,19 +6,28 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from uuid import UUID
 
+import anyio
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
 from app.db import Connection, connection, transaction
 from app.embedding import EmbeddingCredential, EmbeddingModel
+from app.errors import Transient
 from app.records.embedded_texts import find_embedded, keep_embedded
 from app.resources import Resources
 
-Vectors = NDArray[np.float32]
+Vector = NDArray[np.float16]
 ReportProgress = Callable[[int], Awaitable[None]]
 """Called with how many texts are done so far."""
 Bill = Callable[[Connection, int], Awaitable[None]]
 """Called with the tokens that were billed, in the transaction that keeps what they were billed for."""
+
+_HALF = "<f2"  # as they are kept: half of what providers send
+_FOUND_AT_ONCE = 5000
+_KEEP_AGAIN_SECONDS = 0.5
+
+logger = structlog.stdlib.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +41,8 @@ class EmbeddingOrder:
 
 async def embed_texts(
     resources: Resources, order: EmbeddingOrder, texts: Sequence[str], *, report: ReportProgress, bill: Bill
-) -> Vectors:
-    """The vectors (len(texts), dimensions) of `texts`, in order.
+) -> list[Vector]:
+    """The vectors of `texts`, in order; each distinct text's is one array.
 
     Raises:
         Unprocessable, Transient: as `Embedder.embed_as_answered`; what was embedded until then is kept and billed.
@@ -47,47 +56,58 @@ async def embed_texts(
     )
     async with aclosing(answers):
         async for answered in answers:
-            fresh = dict(zip((missing[row] for row in answered.rows), answered.vectors, strict=True))
+            with np.errstate(over="ignore"):  # the codec refuses what does not fit, with a reason
+                halves = answered.vectors.astype(_HALF)
+            fresh = dict(zip((missing[row] for row in answered.rows), halves, strict=True))
             known |= fresh
             if not order.model.is_local:
                 await _keep(resources, order, fresh, bill=bill, billed_tokens=answered.billed_tokens)
             await report(len(known))
-    return np.stack([known[digest] for digest in digests])
+    return [known[digest] for digest in digests]
 
 
-async def _find_known(
-    resources: Resources, order: EmbeddingOrder, digests: Sequence[bytes]
-) -> dict[bytes, Vectors]:
+async def _find_known(resources: Resources, order: EmbeddingOrder, digests: Sequence[bytes]) -> dict[bytes, Vector]:
+    known: dict[bytes, Vector] = {}
     if order.model.is_local:  # costs nothing to do again
-        return {}
-    async with connection(resources.pool) as conn:
-        kept = await find_embedded(
-            conn,
-            owner_id=order.owner_id,
-            model=order.model.name,
-            dimensions=order.model.dimensions,
-            digests=digests,
-        )
-    return {digest: np.frombuffer(raw, dtype="<f2").astype(np.float32) for digest, raw in kept.items()}
+        return known
+    for start in range(0, len(digests), _FOUND_AT_ONCE):
+        async with connection(resources.pool) as conn:
+            kept = await find_embedded(
+                conn,
+                owner_id=order.owner_id,
+                model=order.model.name,
+                dimensions=order.model.dimensions,
+                digests=digests[start : start + _FOUND_AT_ONCE],
+            )
+        known |= {digest: np.frombuffer(raw, dtype=_HALF) for digest, raw in kept.items()}
+    return known
 
 
 async def _keep(
-    resources: Resources,
-    order: EmbeddingOrder,
-    fresh: dict[bytes, Vectors],
-    *,
-    bill: Bill,
-    billed_tokens: int,
+    resources: Resources, order: EmbeddingOrder, fresh: dict[bytes, Vector], *, bill: Bill, billed_tokens: int
 ) -> None:
-    """Keep vectors for a retry, and note what they cost with them: what is kept is never paid for again."""
-    with np.errstate(over="ignore"):  # the codec refuses what does not fit, with a reason
-        halves = {digest: vector.astype("<f2").tobytes() for digest, vector in fresh.items()}
-    async with transaction(resources.pool) as conn:
-        await keep_embedded(
-            conn,
-            owner_id=order.owner_id,
-            model=order.model.name,
-            dimensions=order.model.dimensions,
-            embeddings=halves,
-        )
-        await bill(conn, billed_tokens)  # last: no beat extends a lease whose row is locked
+    """Keep vectors for a retry, and note what they cost with them: what is kept is never paid for again.
+
+    While Postgres is away this waits for it, as long as the attempt may take: what is under way would be paid for
+    and lost. A COMMIT that was cut off may have taken effect, and then nothing is billed twice.
+    """
+    embeddings = {digest: vector.tobytes() for digest, vector in fresh.items()}
+    is_repeated = False
+    while True:
+        try:
+            async with transaction(resources.pool) as conn:
+                is_new = await keep_embedded(
+                    conn,
+                    owner_id=order.owner_id,
+                    model=order.model.name,
+                    dimensions=order.model.dimensions,
+                    embeddings=embeddings,
+                )
+                if is_new or not is_repeated:
+                    await bill(conn, billed_tokens)  # last: no beat extends a lease whose row is locked
+        except Transient as exc:
+            logger.warning("vectors not kept yet", vectors=len(fresh), error=str(exc))
+            is_repeated = True
+            await anyio.sleep(_KEEP_AGAIN_SECONDS)
+        else:
+            return

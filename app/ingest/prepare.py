@@ -5,10 +5,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+import structlog
+
 from app.credentials import credential_for
 from app.db import Connection, connection
 from app.embedding import EmbeddingModel
-from app.errors import Broken, Unprocessable
+from app.errors import Broken, Transient, Unprocessable
 from app.extraction import Chunking
 from app.ingest.embedding import EmbeddingOrder, embed_texts
 from app.records.files import blob_key
@@ -17,6 +19,8 @@ from app.records.store_files import list_targets
 from app.resources import Resources
 from app.ringing import ring_for_next
 from app.vector.codec import EncodedChunks, encode_chunks
+
+logger = structlog.stdlib.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +56,13 @@ async def _work_through(resources: Resources, held: Claim, orders: Sequence[Embe
     texts = await _extract(resources, held)
 
     async def report(done: int) -> None:
-        async with connection(resources.pool) as conn:
-            await note_progress(
-                conn, held, stage="embedding", chunks_total=len(texts), chunks_embedded=min(done, len(texts))
-            )
+        try:
+            async with connection(resources.pool) as conn:
+                await note_progress(
+                    conn, held, stage="embedding", chunks_total=len(texts), chunks_embedded=min(done, len(texts))
+                )
+        except Transient as exc:  # what is under way is paid for; it is for show
+            logger.warning("progress not shown", ingestion=held.ingestion_id.hex, error=str(exc))
 
     async def bill(conn: Connection, tokens: int) -> None:
         if tokens:

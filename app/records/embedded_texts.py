@@ -25,9 +25,9 @@ async def find_embedded(
 
 async def keep_embedded(
     conn: Connection, *, owner_id: UUID, model: str, dimensions: int, embeddings: Mapping[bytes, bytes]
-) -> None:
-    """Keep embeddings by SHA-256 of the text; one that is there already stays."""
-    await conn.execute(
+) -> bool:
+    """Keep embeddings by SHA-256 of the text; one that is there already stays. False if all are."""
+    status = await conn.execute(
         """
         INSERT INTO embedded_texts (owner_id, model, dimensions, text_sha256, embedding)
         SELECT $1, $2, $3, e.digest, e.embedding FROM unnest($4::bytea[], $5::bytea[]) AS e (digest, embedding)
@@ -39,6 +39,7 @@ async def keep_embedded(
         list(embeddings),
         list(embeddings.values()),
     )
+    return status != "INSERT 0 0"
 
 
 async def forget_old_embedded(conn: Connection, *, limit: int = 10_000) -> None:

@@ -7,6 +7,7 @@ int16 unused, big-endian float16 each).
 import struct
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 import numpy as np
@@ -20,6 +21,7 @@ COLUMNS = ("file_id", "ordinal", "content", "embedding", "shard", "vector_store_
 _HEADER = b"PGCOPY\n\xff\r\n\x00" + struct.pack("!ii", 0, 0)
 _TRAILER = struct.pack("!h", -1)
 _PIECE_BYTES = 256 * 1024
+_ENCODED_AT_ONCE = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +32,14 @@ class EncodedChunks:
     size_bytes: int  # of texts (UTF-8) and vectors in one store: what `usage_bytes` counts
 
 
-def halved(vectors: NDArray[np.float32]) -> NDArray[np.float16]:
+def halved(vectors: NDArray[np.floating[Any]]) -> NDArray[np.float16]:
     """Vectors in the precision of Postgres's `halfvec`.
 
     Raises:
         Unprocessable: a component does not fit into a float16 (beyond ±65504), or is not a number.
     """
     with np.errstate(over="ignore"):
-        halves = vectors.astype(np.float16)
+        halves = vectors.astype(np.float16, copy=False)
     if not np.isfinite(halves).all():
         raise Unprocessable(
             "embedding_refused", "The embedding model returned components beyond half precision (±65504)."
@@ -45,24 +47,29 @@ def halved(vectors: NDArray[np.float32]) -> NDArray[np.float16]:
     return halves
 
 
-def encode_chunks(file_id: UUID, texts: Sequence[str], vectors: NDArray[np.float32]) -> EncodedChunks:
-    """Encode `texts` and their `vectors` (n, dimensions) as half-precision rows.
+def encode_chunks(
+    file_id: UUID, texts: Sequence[str], vectors: Sequence[NDArray[np.floating[Any]]]
+) -> EncodedChunks:
+    """Encode `texts` and their `vectors` (each of the same dimensions) as half-precision rows.
 
     Raises:
         Unprocessable: as `halved`.
     """
-    count, dimensions = vectors.shape
-    blob = halved(vectors).astype(">f2").tobytes()
-    width = 2 * dimensions
     start = struct.pack("!hi16si", len(COLUMNS), 16, file_id.bytes, 4)
-    vector_head = struct.pack("!ihh", 4 + width, dimensions, 0)
-    rows = []
-    for ordinal in range(count):
-        text = texts[ordinal].encode()
-        vector = blob[ordinal * width : (ordinal + 1) * width]
-        rows.append(b"".join((start, struct.pack("!ii", ordinal, len(text)), text, vector_head, vector)))
-    fixed = len(start) + struct.calcsize("!ii") + len(vector_head)
-    return EncodedChunks(tuple(rows), sum(len(row) - fixed for row in rows))
+    rows: list[bytes] = []
+    size_bytes = 0
+    for first in range(0, len(texts), _ENCODED_AT_ONCE):  # a whole copy of a large file's vectors would be too much
+        block = halved(np.stack(vectors[first : first + _ENCODED_AT_ONCE]))
+        width = 2 * block.shape[1]
+        blob = block.astype(">f2").tobytes()
+        vector_head = struct.pack("!ihh", 4 + width, block.shape[1], 0)
+        for number, text in enumerate(texts[first : first + _ENCODED_AT_ONCE]):
+            content = text.encode()
+            vector = blob[number * width : (number + 1) * width]
+            place = struct.pack("!ii", first + number, len(content))
+            rows.append(b"".join((start, place, content, vector_head, vector)))
+            size_bytes += len(content) + width
+    return EncodedChunks(tuple(rows), size_bytes)
 
 
 async def copy_pieces(placed: Sequence[tuple[int, UUID, EncodedChunks]]) -> AsyncIterator[bytes]:
