@@ -82,7 +82,7 @@ class Claim:
 
     ingestion_id: UUID
     fence: int
-    attempts: int
+    attempts: int  # this one included, but for those that a lost worker did not end
     user_id: UUID
     file_id: UUID
     filename: str
@@ -200,8 +200,8 @@ CLAIM = """
     WHERE f.id = i.file_id AND i.state = 'queued' AND i.next_run_at <= now()
 """
 CLAIMED = """
-    RETURNING i.id AS ingestion_id, i.fence, i.attempts, i.user_id, i.file_id, f.filename, f.media_type,
-              i.embedding_key_id, i.max_chunk_size_tokens, i.chunk_overlap_tokens
+    RETURNING i.id AS ingestion_id, i.fence, i.attempts - i.crashes AS attempts, i.user_id, i.file_id, f.filename,
+              f.media_type, i.embedding_key_id, i.max_chunk_size_tokens, i.chunk_overlap_tokens
 """
 
 

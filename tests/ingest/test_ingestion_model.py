@@ -186,7 +186,7 @@ class Ingestions(RuleBasedStateMachine):
             one = self.model.ingestions[each.ingestion_id]
             assert one.state == "queued"
             one.state, one.fence, one.attempts, one.is_expired = "running", one.fence + 1, one.attempts + 1, False
-            assert (each.fence, each.attempts) == (one.fence, one.attempts)
+            assert (each.fence, each.attempts) == (one.fence, one.attempts - one.crashes)
         self.held += taken
 
     def _is_valid(self, held: Claim) -> bool:

@@ -84,6 +84,19 @@ async def test_a_file_that_takes_three_workers_down_is_poison(bench: Workbench) 
     assert await bench.findings() == []
 
 
+async def test_a_lost_worker_takes_no_retry_from_a_file(bench: Workbench) -> None:
+    ingestion = await bench.attach(await bench.file(), [await bench.store()])
+    async with transaction(bench.resources.pool) as conn:
+        first = await claim(conn, ingestion, lease_seconds=0.0, worker="w")
+    await take_back(bench)
+    async with transaction(bench.resources.pool) as conn:
+        second = await claim(conn, ingestion, lease_seconds=30.0, worker="w")
+    assert first is not None
+    assert second is not None
+    assert (first.attempts, second.attempts) == (1, 1)
+    assert (await bench.row(ingestion)).attempts == 2
+
+
 async def crash_together(bench: Workbench, ingestions: list[UUID]) -> None:
     async with transaction(bench.resources.pool) as conn:
         for each in ingestions:
