@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +19,7 @@ from obstore.store import LocalStore, ObjectStore, from_url
 from app.errors import Broken, SluiceError, TooLarge, Transient, Unprocessable
 
 _READ_BYTES = 1024 * 1024
+_FIRST_BYTES = 4096
 _LISTED_AT_ONCE = 1000
 _MISSING = "The file's bytes are no longer in the blob store; upload it again."
 
@@ -59,8 +60,7 @@ class _Tap:
                 raise TooLarge(
                     f"The file is larger than this server accepts ({self._max_bytes} bytes).", code="file_too_large"
                 )
-            if len(self.first_bytes) < _READ_BYTES:
-                self.first_bytes += piece[: 4096 - len(self.first_bytes)]
+            self.first_bytes += piece[: max(0, _FIRST_BYTES - len(self.first_bytes))]
             self._hash.update(piece)
             yield piece
 
@@ -217,9 +217,10 @@ def _delete_unfinished(folder: Path, until: float, is_ours: Callable[[str], bool
     count = 0
     for path in folder.rglob("*#*"):
         key, _, number = path.relative_to(folder).as_posix().rpartition("#")
-        if number.isdecimal() and is_ours(key) and path.stat().st_mtime < until:
-            path.unlink()
-            count += 1
+        with suppress(FileNotFoundError):  # it is finished, or gone, meanwhile
+            if number.isdecimal() and is_ours(key) and path.stat().st_mtime < until:
+                path.unlink()
+                count += 1
     return count
 
 

@@ -25,9 +25,7 @@ from app.vector.chunks import delete_chunks, delete_store_chunks
 _MOST_AT_ONCE = 100
 _ORPHANED_AFTER = timedelta(days=1)
 """An upload that takes longer than that to get its row would lose its bytes."""
-
-_MOST_ORPHANS = 100
-"""In a listing of a thousand; more of them, and more than half, are no crash but a mistake."""
+_MOST_UNKNOWN = 100_000
 
 logger = structlog.stdlib.get_logger(__name__)
 
@@ -107,23 +105,33 @@ async def _is_removed(one: UUID, remove: Callable[[UUID], Awaitable[bool]]) -> b
 async def remove_orphaned_blobs(resources: Resources) -> int:
     """Delete blobs older than a day that no row knows of (a crash came before their row), whole or not; how many.
 
+    If they are the most, that is no crash but a mistake, and nothing is touched.
+
     Raises:
         Transient: Postgres or the blob store is away.
     """
     async with connection(resources.pool) as conn:  # by its clock, not by this machine's
         until = await conn.fetchval("SELECT now() - $1::interval", _ORPHANED_AFTER)
     removed = await resources.blobs.delete_unfinished(until, is_ours=lambda key: file_id_of_blob(key) is not None)
+    known, unknown = 0, list[UUID]()
     async for keys in resources.blobs.older_than(until):
-        by_id = {file_id: key for key in keys if (file_id := file_id_of_blob(key)) is not None}
-        async with transaction(resources.pool) as conn:
-            known = await existing_file_ids(conn, list(by_id))
-        unknown = [key for file_id, key in by_id.items() if file_id not in known]
-        if len(unknown) > max(_MOST_ORPHANS, len(by_id) // 2):
-            logger.error("most blobs have no file here: does another database use this STORAGE_URL?", of=len(by_id))
+        file_ids = [file_id for key in keys if (file_id := file_id_of_blob(key)) is not None]
+        async with connection(resources.pool) as conn:
+            existing = await existing_file_ids(conn, file_ids)
+        known += len(existing)
+        unknown += [file_id for file_id in file_ids if file_id not in existing]
+        if len(unknown) >= _MOST_UNKNOWN:  # the others the next time
             break
-        for key in unknown:
-            await resources.blobs.delete(key)
-        removed += len(unknown)
+    if len(unknown) > known:
+        logger.error(
+            "most blobs have no file here: does another database use this STORAGE_URL?",
+            without=len(unknown),
+            of=known + len(unknown),
+        )
+        return removed
+    for file_id in unknown:
+        await resources.blobs.delete(blob_key(file_id))
+    removed += len(unknown)
     if removed:
         logger.warning("blobs without a file removed", count=removed)
     return removed
