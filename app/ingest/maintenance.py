@@ -166,8 +166,8 @@ async def _withdraw(resources: Resources, stop: anyio.Event) -> bool:
         if not await resources.doorbell.withdraw_file_processing_jobs(overtaken):
             return False
         async with connection(resources.pool) as conn:
-            await note_withdrawn(conn, overtaken)
-        if len(overtaken) < _HINTS_A_CALL:
+            noted = await note_withdrawn(conn, overtaken)
+        if len(overtaken) < _HINTS_A_CALL or not noted:  # else the same locked rows would be found over and over
             break
     return True
 

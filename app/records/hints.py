@@ -76,12 +76,14 @@ async def overtaken_hints(conn: Connection, *, limit: int) -> list[OvertakenHint
     return [OvertakenHint(row["id"], row["fence"], row["state"]) for row in rows]
 
 
-async def note_withdrawn(conn: Connection, withdrawn: Sequence[OvertakenHint]) -> None:
-    """Note that the queue has no jobs of these any more; what a rival holds is left for the next sweep."""
-    await conn.execute(
+async def note_withdrawn(conn: Connection, withdrawn: Sequence[OvertakenHint]) -> int:
+    """Note that the queue has no jobs of these any more; of how many: the next sweep gets what a rival holds."""
+    noted = await conn.fetch(
         f"""
         UPDATE ingestions SET hinted_at = NULL WHERE id IN (
             SELECT id FROM ingestions WHERE id = ANY($1) AND {_SETTLED} ORDER BY id FOR UPDATE SKIP LOCKED)
+        RETURNING id
         """,
         [each.ingestion_id for each in withdrawn],
     )
+    return len(noted)

@@ -22,9 +22,10 @@ COUNTS = """
 """
 """SQL that counts ingestions `i` by the status that clients see."""
 
+_IS_OVER = "coalesce(s.last_active_at + make_interval(days => s.expires_after_days) < now(), false)"
 _SELECT = f"""
     SELECT s.id, s.owner_id, s.name, s.metadata, s.model, s.dimensions, s.shard, s.created_at, s.last_active_at,
-           s.expires_after_days, c.* FROM vector_stores s CROSS JOIN LATERAL (
+           s.expires_after_days, {_IS_OVER} AS is_expired, c.* FROM vector_stores s CROSS JOIN LATERAL (
         SELECT {COUNTS}, coalesce(sum(f.usage_bytes), 0)::bigint AS usage_bytes
         FROM vector_store_files f JOIN ingestions i ON i.id = f.ingestion_id WHERE f.vector_store_id = s.id
     ) c
@@ -61,6 +62,7 @@ class VectorStore:
     created_at: datetime
     last_active_at: datetime
     expires_after_days: int | None
+    is_expired: bool
     counts: FileCounts
     usage_bytes: int
 
@@ -106,6 +108,7 @@ def _from_row(row: asyncpg.Record) -> VectorStore:
         created_at=row["created_at"],
         last_active_at=row["last_active_at"],
         expires_after_days=row["expires_after_days"],
+        is_expired=row["is_expired"],
         counts=FileCounts.from_row(row),
         usage_bytes=row["usage_bytes"],
     )
@@ -163,8 +166,8 @@ async def lock_stores(conn: Connection, store_ids: Sequence[UUID]) -> list[Embed
     return await _spaces(conn, store_ids, "FOR KEY SHARE")
 
 
-_EXPIRED = """
-    s.last_active_at + make_interval(days => s.expires_after_days) < now() AND NOT EXISTS (
+_EXPIRED = f"""
+    {_IS_OVER} AND NOT EXISTS (
         SELECT FROM vector_store_files v JOIN ingestions i ON i.id = v.ingestion_id
         WHERE v.vector_store_id = s.id AND i.state IN ('queued', 'running'))
 """

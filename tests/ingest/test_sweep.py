@@ -129,6 +129,25 @@ async def test_the_sweep_withdraws_jobs_of_what_was_cancelled_or_taken_from_post
     assert await bench.sql("SELECT array_agg(id) FROM ingestions WHERE hinted_at IS NOT NULL") == [waiting]
 
 
+async def test_rows_that_a_rival_holds_do_not_keep_the_sweep(bench: Workbench) -> None:
+    file_id = await bench.file()
+    await bench.sql(
+        """
+        INSERT INTO ingestions (id, user_id, file_id, state, stage, hinted_at, finished_at,
+                                max_chunk_size_tokens, chunk_overlap_tokens)
+        SELECT gen_random_uuid(), $1, $2, 'completed', 'done', now(), now(), 800, 400 FROM generate_series(1, 5000)
+        """,
+        bench.owner.user_id,
+        file_id,
+    )
+    async with transaction(bench.resources.pool) as conn:
+        await conn.execute("SELECT FROM ingestions FOR UPDATE")
+        with anyio.fail_after(20):
+            assert await sweep(bench.resources, has_queue=True)
+    await sweep(bench.resources, has_queue=True)
+    assert await bench.sql("SELECT count(hinted_at) FROM ingestions") == 0
+
+
 async def test_jobs_are_withdrawn_once_redis_is_back(bench: Workbench) -> None:
     ingestion = await bench.attach(await bench.file(), [await bench.store()])
     async with transaction(bench.resources.pool) as conn:

@@ -1,7 +1,6 @@
 """Vector stores."""
 
 from dataclasses import asdict
-from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -100,6 +99,6 @@ class VectorStoreAnswer(Answer):
 
 
 def _status(store: VectorStore) -> Literal["expired", "in_progress", "completed"]:
-    if store.expires_at is not None and store.expires_at < datetime.now(UTC):
+    if store.is_expired:
         return "expired"
     return "in_progress" if store.counts.in_progress else "completed"
