@@ -143,16 +143,26 @@ def _of_zip(content: bytes, extension: str) -> str | None:
             return _BY_EXTENSION.get(extension)
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             names = [name.replace("\\", "/") for name in archive.namelist()]  # some writers know no better
-            if "mimetype" in names and archive.getinfo("mimetype").file_size < _SNIFFED_BYTES:
-                declared = archive.read("mimetype").decode("ascii", "replace").strip()
-                if declared in _BY_EXTENSION.values():
-                    return declared
+            declared = _declared_type(archive) if "mimetype" in names else None
+            if declared in _BY_EXTENSION.values():
+                return declared
             for folder, kind in _ZIP_FOLDERS.items():
                 if any(name.startswith(folder) for name in names):
                     return _BY_EXTENSION[kind]
             return None
     except (*_DAMAGE, RuntimeError, ValueError):
         return _BY_EXTENSION.get(extension)
+
+
+def _declared_type(archive: zipfile.ZipFile) -> str | None:
+    """What the entry `mimetype` says, if it is stored as it must be (OpenDocument 1.3 part 2, 3.3; EPUB OCF 4.3).
+
+    Packed it could be a bomb, whatever length it declares.
+    """
+    if archive.getinfo("mimetype").compress_type != zipfile.ZIP_STORED:
+        return None
+    with archive.open("mimetype") as entry:
+        return entry.read(_SNIFFED_BYTES).decode("ascii", "replace").strip()
 
 
 def _directory_bytes(content: bytes) -> int:

@@ -2,6 +2,7 @@
 
 import io
 import threading
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -65,3 +66,17 @@ def test_a_directory_of_a_million_entries_is_not_read_outside_of_a_child():
     huge = content[: content.index(b"PK\x01\x02")] + entries + bytes(record)
     assert supported_media_type("a.bin", huge) is None
     assert supported_media_type("a.docx", huge) == DOCX
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2, zipfile.ZIP_DEFLATED])
+def test_a_packed_mimetype_is_not_unpacked_outside_of_a_child(compression):
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", compression=compression) as archive:
+        archive.writestr("mimetype", "application/epub+zip".ljust(1 << 24))
+        archive.writestr("word/document.xml", "<x/>")
+    content = packed.getvalue().replace((1 << 24).to_bytes(4, "little"), (20).to_bytes(4, "little"))
+    tracemalloc.start()
+    assert supported_media_type("a", content) == DOCX
+    _, most_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most_bytes < 1 << 20
