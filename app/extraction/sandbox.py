@@ -49,6 +49,7 @@ _ANYWHERE = (
     *(425, 426, 427),  # io_uring
     *(428, 429, 430, 431, 432, 433, 442),  # open_tree … mount_setattr
     *(434, 438, 424, 440),  # pidfd_open, pidfd_getfd, pidfd_send_signal, process_madvise
+    *(463, 466, 469),  # setxattrat, removexattrat, file_setattr
 )
 _ARCHITECTURES = {
     "x86_64": _Architecture(
@@ -73,6 +74,7 @@ _ARCHITECTURES = {
             *(248, 249, 250, 321, 298, 323, 304),  # keys, bpf, perf_event_open, userfaultfd, open_by_handle_at
             *(29, 30, 31, 64, 68, 240, 175, 313, 246),  # System V IPC, mq_open, kernel modules, kexec
             *(90, 91, 268, 452, 92, 93, 94, 260),  # chmod and chown, which Landlock does not know
+            76,  # truncate, which it knows since ABI 3
             *(132, 235, 261, 280, 188, 189, 190, 197, 198, 199),  # utime, utimes, futimesat, utimensat, xattr
             *(141, 251, 142, 144, 314),  # setpriority, ioprio_set, sched_setparam, _setscheduler, _setattr
         ),
@@ -92,6 +94,7 @@ _ARCHITECTURES = {
             *(217, 218, 219, 280, 241, 282, 265),
             *(194, 195, 196, 190, 186, 180, 105, 273, 104),
             *(52, 53, 452, 54, 55),
+            45,
             *(88, 5, 6, 7, 14, 15, 16),
             *(140, 30, 118, 119, 274),
         ),

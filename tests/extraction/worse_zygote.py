@@ -14,6 +14,8 @@ from pathlib import Path
 from app.extraction.parsers import Bounds
 from app.extraction.zygote import serve
 
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
 
 def hang() -> str:
     while True:
@@ -99,7 +101,11 @@ def reach_out() -> str:
         "give a folder away": lambda: os.chown("/tmp", 0, 0),  # noqa: S108
         "date a folder back": lambda: os.utime("/tmp"),  # noqa: S108
         "mark a folder": lambda: os.setxattr("/tmp", "user.worse", b"x"),  # noqa: S108
-        "trace": lambda: _checked(ctypes.CDLL(None, use_errno=True).ptrace(16, os.getppid(), 0, 0)),
+        "cut a file short": lambda: _asked(os.truncate, "/nowhere", 0),
+        "set an attribute": lambda: _asked(_call, 463, -1, None, 0, None, None, 0),
+        "remove an attribute": lambda: _asked(_call, 466, -1, None, 0, None),
+        "make a file immutable": lambda: _asked(_call, 469, -1, None, None, 0, 0),
+        "trace": lambda: _checked(_LIBC.ptrace(16, os.getppid(), 0, 0)),
     }
     return ", ".join(name for name, attempt in attempts.items() if _succeeds(attempt)) or "nothing"
 
@@ -110,6 +116,20 @@ def _succeeds(attempt: Callable[[], object]) -> bool:
     except OSError:
         return False
     return True
+
+
+def _asked(call: Callable[..., object], *args: object) -> None:
+    """A call that cannot succeed, so that nothing but the filter answers with EPERM."""
+    try:
+        call(*args)
+    except PermissionError:
+        raise
+    except OSError:
+        return
+
+
+def _call(*args: object) -> None:
+    _checked(_LIBC.syscall(*args))
 
 
 def _checked(result: int) -> None:
