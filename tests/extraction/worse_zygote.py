@@ -1,12 +1,14 @@
 """A zygote whose parser does what a document tells it: the worst that a parser can do."""
 
 import ctypes
+import fcntl
 import json
 import os
 import resource
 import signal
 import socket
 import stat
+import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,7 @@ from pathlib import Path
 from app.extraction.parsers import Bounds
 from app.extraction.zygote import serve
 
+_F_SETOWN_EX, _FIOSETOWN, _SIOCSPGRP = 15, 0x8901, 0x8902
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -91,6 +94,13 @@ def reach_out() -> str:
         "list a folder": lambda: list(Path("/").iterdir()),
         "write a file": lambda: Path("/tmp/sluice-worse").write_bytes(b"x"),  # noqa: S108
         "open a socket": socket.socket,
+        "pair sockets without a stream": lambda: socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM),
+        "pair sockets of a network": lambda: _asked(socket.socketpair, socket.AF_INET, socket.SOCK_STREAM),
+        "have somebody signalled": lambda: fcntl.fcntl(1, fcntl.F_SETOWN, os.getpid()),
+        "have a thread signalled": lambda: fcntl.fcntl(1, _F_SETOWN_EX, struct.pack("ii", 0, os.getpid())),
+        "choose the signal": lambda: fcntl.fcntl(1, fcntl.F_SETSIG, signal.SIGTERM),
+        "have somebody signalled by a socket": lambda: _asked(fcntl.ioctl, 1, _FIOSETOWN, os.getpid()),
+        "have a group signalled by a socket": lambda: _asked(fcntl.ioctl, 1, _SIOCSPGRP, os.getpid()),
         "start a program": lambda: os.execv("/bin/true", ["true"]),  # noqa: S606
         "fork": os.fork,
         "signal the zygote": lambda: os.kill(os.getppid(), 0),
