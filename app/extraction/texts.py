@@ -35,7 +35,7 @@ def decode(content: bytes) -> str:
     except UnicodeDecodeError:
         text = content.decode("utf-8", "replace")
     broken = text.count("\ufffd")
-    right = len(re.findall("[^\x00-\x7f]", text)) - broken
+    right = len(text) - len(text.encode("ascii", "ignore")) - broken
     return text if right >= broken else content.decode("cp1252", "replace")
 
 

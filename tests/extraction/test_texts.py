@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from app.extraction import Chunking, Extractor, supported_media_type
-from app.extraction.texts import clean, cut
+from app.extraction.texts import clean, cut, decode
 
 DOCX = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
 XLSX = "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"
@@ -48,6 +48,12 @@ def test_white_space_of_64_kb_is_cut_before_anybody_waits(unit):
     cutting.start()
     cutting.join(10)
     assert not cutting.is_alive()
+
+
+def test_counting_what_is_broken_takes_no_object_a_letter():
+    content = ("д" * 100_000).encode() + b"\xff"
+    with at_most(6 * len(content)):
+        assert decode(content).endswith("д\ufffd")
 
 
 async def test_a_text_that_a_thread_should_not_be_held_by_is_cut_in_a_child(extractor: Extractor, tmp_path: Path):
