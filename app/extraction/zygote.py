@@ -82,10 +82,14 @@ def _limit(request: dict[str, Any], zygote: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (_MOST_OPEN_FILES, _MOST_OPEN_FILES))
 
 
-def _keep_only(document: int, pipe: int, words: int) -> None:
-    """Close what belongs to the zygote, and send stdout and stderr, which quote documents, away from our log."""
+def _speak_to(words: int) -> None:
+    """Send stdout and stderr, which quote documents, away from our log."""
     os.dup2(words, 1)
     os.dup2(words, 2)
+
+
+def _keep_only(document: int, pipe: int) -> None:
+    """Close what belongs to the zygote."""
     lower, upper = sorted((document, pipe))
     os.closerange(3, lower)
     os.closerange(lower + 1, upper)
@@ -140,11 +144,14 @@ class _Server:
             status = 1
             try:
                 signal.set_wakeup_fd(-1)
+                _speak_to(words)
                 _limit(request, zygote)
                 sandbox.enter()
-                _keep_only(document, pipe, words)
+                _keep_only(document, pipe)
                 _run_child(request, document, pipe, self._read)
                 status = 0
+            except MemoryError:  # over the document's bytes or the answer's, before or after it was parsed
+                os.write(2, _WANT_OF_MEMORY[0])
             finally:
                 os._exit(status)
         for descriptor in (document, pipe, words):
