@@ -1,5 +1,6 @@
 """Text from documents; runs only inside a guarded child process."""
 
+import codecs
 import contextlib
 import io
 import re
@@ -23,6 +24,8 @@ _ENCRYPTED = "The PDF is encrypted and needs a password; remove it and upload th
 _ENCRYPTED_DOCUMENT = "The document is encrypted; remove the password and upload it again."
 _CHARSET = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([\w-]{1,40})", re.IGNORECASE)
 _HEAD_BYTES = 4096
+_MEANING_WINDOWS_1252 = {"iso8859-1", "ascii"}
+"""To browsers, and so to those who write pages (WHATWG Encoding Standard, 4.2)."""
 _IMAGE_IN_TEXT = re.compile(r"!\[([^\]\n]{0,1000})\]\(data:[^)\s]*\)")
 """An image that an HTML page carries in itself: base64, which is no text."""
 _PYPDF_FAILURES = (
@@ -161,7 +164,8 @@ def _as_utf8(page: bytes) -> bytes:
         page.decode()
     except UnicodeDecodeError:
         try:
-            text = page.decode(declared[1].decode("ascii") if declared else "ascii")
+            encoding = codecs.lookup(declared[1].decode("ascii") if declared else "").name
+            text = page.decode("cp1252" if encoding in _MEANING_WINDOWS_1252 else encoding)
         except (LookupError, UnicodeError):
             text = decode(page)
         return text.encode("utf-8", "replace")
