@@ -3,10 +3,9 @@
 import asyncio
 import hashlib
 import os
-import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -22,6 +21,7 @@ _READ_BYTES = 1024 * 1024
 _FIRST_BYTES = 4096
 _LISTED_AT_ONCE = 1000
 _MISSING = "The file's bytes are no longer in the blob store; upload it again."
+_NO_ROOM = "The folder for temporary files takes no copy of the blob; it may be full (TMPDIR)."
 
 
 class BlobsUnavailable(Transient):
@@ -136,23 +136,28 @@ class BlobStore:
         """A path to the blob's bytes for as long as the block lasts; not to be written to.
 
         Raises:
-            as `read`; also when the blob is deleted while the block reads it.
+            as `read`; also when the blob is deleted while the block reads it, or there is no room for a copy.
         """
         if self._folder is not None:
+            original = self._folder / key
             try:
-                yield self._folder / key
+                yield original
             except FileNotFoundError as exc:
+                if exc.filename != str(original):
+                    raise
                 raise self._missing() from exc
             return
-        folder = Path(tempfile.mkdtemp(prefix="sluice-blob-"))
-        try:
-            path = folder / "blob"
-            with path.open("wb") as target:
-                async for piece in self.read(key):
-                    await asyncio.to_thread(target.write, piece)
+        with ExitStack() as stack:
+            try:
+                # without a name it goes with the process that holds it, however that ends
+                unnamed = stack.enter_context(tempfile.TemporaryFile(buffering=0))
+                path = Path(f"/proc/self/fd/{unnamed.fileno()}")
+                with await asyncio.to_thread(path.open, "wb") as target:
+                    async for piece in self.read(key):
+                        await asyncio.to_thread(target.write, piece)
+            except OSError as exc:
+                raise BlobsUnavailable(_NO_ROOM) from exc
             yield path
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
     def _missing(self) -> Unprocessable | NoBlobs:
         """Why one blob is not there; a volume that is not mounted is no reason to give up a file."""

@@ -1,12 +1,15 @@
 """Blobs: durable when `put` returns, nothing left behind when it does not."""
 
+import os
+import resource
+import tempfile
 import traceback
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
-from app.blobs import BlobStore, NoBlobs
+from app.blobs import BlobStore, BlobsUnavailable, NoBlobs
 from app.errors import Broken, TooLarge, Unprocessable
 
 
@@ -67,6 +70,45 @@ async def test_what_is_gone_says_so(store: BlobStore) -> None:
         async with store.as_local_file("files/none") as path:
             path.read_bytes()
     assert missing.value.failure == "blob_missing"
+
+
+async def test_what_else_is_not_found_in_the_meantime_is_no_missing_blob(store: BlobStore, tmp_path: Path) -> None:
+    await store.put("files/a", pieces(b"x"), max_bytes=100)
+    with pytest.raises(FileNotFoundError):
+        async with store.as_local_file("files/a"):
+            (tmp_path / "of something else").read_bytes()
+
+
+@pytest.fixture
+def no_room() -> Iterator[None]:
+    """No file may grow beyond a megabyte."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+async def test_a_copy_that_finds_no_room_is_tried_again(no_room: None) -> None:
+    store = BlobStore.open("memory:///")
+    await store.put("files/a", pieces(b"x" * (1 << 21)), max_bytes=1 << 30)
+    with pytest.raises(BlobsUnavailable, match="temporary"):
+        async with store.as_local_file("files/a"):
+            pass
+
+
+async def test_a_copy_has_no_name_that_a_killed_worker_could_leave_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    store = BlobStore.open("memory:///")
+    await store.put("files/a", pieces(b"x" * 5000), max_bytes=1 << 30)
+    async with store.as_local_file("files/a") as path:
+        assert list(tmp_path.rglob("*")) == []
+        assert path.read_bytes() == b"x" * 5000
+        assert path.stat().st_size == 5000
+        descriptor = os.open(path, os.O_RDONLY)  # as a parser is given it
+    assert os.read(descriptor, 2) == b"xx"
+    os.close(descriptor)
 
 
 async def test_a_folder_that_holds_nothing_may_be_a_volume_that_is_not_mounted(tmp_path: Path) -> None:

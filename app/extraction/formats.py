@@ -36,7 +36,10 @@ _BY_EXTENSION = {
     ".xls": "application/vnd.ms-excel",
 }
 _ZIP_FOLDERS = {"word/": ".docx", "ppt/": ".pptx", "xl/": ".xlsx"}
-_ZIP_END = b"PK\x05\x06"
+_ZIP_END, _ZIP64_LOCATOR = b"PK\x05\x06", b"PK\x06\x07"
+_RECORD_BYTES = 22
+_MOST_END_BYTES = 20 + _RECORD_BYTES + 65_536
+"""A ZIP64 locator, the record of an archive's end, and its comment."""
 _ZIP, _OLE2 = b"PK\x03\x04", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 _DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, OverflowError)
 _ENCRYPTED_STREAM = "EncryptedPackage".encode("utf-16-le")
@@ -139,14 +142,13 @@ def _of_ole2(content: bytes, extension: str) -> str | None:
 def _of_zip(content: bytes, extension: str) -> str | None:
     """By its entries if the whole archive is here, else by extension."""
     try:
-        if _directory_bytes(content) > _MOST_DIRECTORY_BYTES:
+        if not _has_short_directory(content):
             return _BY_EXTENSION.get(extension)
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             names = [name.replace("\\", "/") for name in archive.namelist()]  # some writers know no better
-            if "mimetype" in names and archive.getinfo("mimetype").file_size < _SNIFFED_BYTES:
-                declared = archive.read("mimetype").decode("ascii", "replace").strip()
-                if declared in _BY_EXTENSION.values():
-                    return declared
+            declared = _declared_type(archive) if "mimetype" in names else None
+            if declared in _BY_EXTENSION.values():
+                return declared
             for folder, kind in _ZIP_FOLDERS.items():
                 if any(name.startswith(folder) for name in names):
                     return _BY_EXTENSION[kind]
@@ -155,10 +157,26 @@ def _of_zip(content: bytes, extension: str) -> str | None:
         return _BY_EXTENSION.get(extension)
 
 
-def _directory_bytes(content: bytes) -> int:
-    """How long a ZIP archive says that its directory is (APPNOTE.TXT 4.3.16)."""
-    end = content.rfind(_ZIP_END)
-    return int.from_bytes(content[end + 12 : end + 16], "little") if end >= 0 else 0
+def _declared_type(archive: zipfile.ZipFile) -> str | None:
+    """What the entry `mimetype` says, if it is stored as it must be (OpenDocument 1.3 part 2, 3.3; EPUB OCF 4.3).
+
+    Packed it could be a bomb, whatever length it declares.
+    """
+    if archive.getinfo("mimetype").compress_type != zipfile.ZIP_STORED:
+        return None
+    with archive.open("mimetype") as entry:
+        return entry.read(_SNIFFED_BYTES).decode("ascii", "replace").strip()
+
+
+def _has_short_directory(content: bytes) -> bool:
+    """Whether the directory is short by the record that zipfile takes (APPNOTE.TXT 4.3.16)."""
+    end = content[-_MOST_END_BYTES:]
+    if _ZIP64_LOCATOR in end:  # it leads to another record
+        return False
+    last = end[-_RECORD_BYTES:]
+    if not (last.startswith(_ZIP_END) and last.endswith(b"\0\0")):  # a comment follows
+        last = end[max(0, end.rfind(_ZIP_END)) :]
+    return int.from_bytes(last[12:16], "little") <= _MOST_DIRECTORY_BYTES
 
 
 def _of_text(head: bytes, extension: str) -> str | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from app.errors import FailureCode, Transient, Unprocessable
-from app.extraction.values import Chunking, ExtractionLimits
+from app.extraction.values import TOO_MUCH_TEXT, Chunking, ExtractionLimits
 
 _PROJECT = Path(__file__).resolve().parents[2]
 _KILLED_STATUS_SECONDS = 5.0
@@ -318,7 +318,7 @@ _MESSAGES: dict[str, str] = {
     "parser_timeout": "Reading this document took longer than EXTRACTION_TIMEOUT_SECONDS allows.",
     "parser_memory": "Reading this document took more memory than EXTRACTION_MEMORY_BYTES allows.",
     "parser_crashed": "The parser crashed on this document; it may be damaged.",
-    "too_much_text": "The document holds more text than EXTRACTION_MAX_CHARACTERS allows; split it.",
+    "too_much_text": TOO_MUCH_TEXT,
 }
 
 

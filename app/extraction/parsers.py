@@ -1,9 +1,12 @@
 """Text from documents; runs only inside a guarded child process."""
 
+import codecs
+import contextlib
 import io
 import re
 import struct
 import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import kreuzberg
@@ -14,12 +17,15 @@ from pypdf.errors import DeprecationError, PyPdfError
 from app.errors import Unprocessable
 from app.extraction.archives import refuse_bombs
 from app.extraction.formats import ENCRYPTED_OFFICE, HTML, PDF, PLAIN
-from app.extraction.texts import decode
+from app.extraction.texts import clean, decode
+from app.extraction.values import TOO_MUCH_TEXT
 
 _ENCRYPTED = "The PDF is encrypted and needs a password; remove it and upload the file again."
 _ENCRYPTED_DOCUMENT = "The document is encrypted; remove the password and upload it again."
 _CHARSET = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([\w-]{1,40})", re.IGNORECASE)
 _HEAD_BYTES = 4096
+_MEANING_WINDOWS_1252 = {"iso8859-1", "ascii"}
+"""To browsers, and so to those who write pages (WHATWG Encoding Standard, 4.2)."""
 _IMAGE_IN_TEXT = re.compile(r"!\[([^\]\n]{0,1000})\]\(data:[^)\s]*\)")
 """An image that an HTML page carries in itself: base64, which is no text."""
 _PYPDF_FAILURES = (
@@ -51,10 +57,11 @@ class Bounds:
 
 
 def read_text(content: bytes, media_type: str, bounds: Bounds) -> str:
-    """A document's text, not cleaned.
+    """A document's text, not yet cleaned as a whole.
 
     Raises:
-        Unprocessable: `encrypted_file`, `unreadable_file`, `empty_text`, `too_many_pages`, `unpacks_too_large`.
+        Unprocessable: `encrypted_file`, `unreadable_file`, `empty_text`, `too_many_pages`, `too_much_text`,
+            `unpacks_too_large`.
     """
     if media_type == PLAIN:
         return decode(content)
@@ -88,34 +95,39 @@ def _read_with_pdfium(content: bytes, bounds: Bounds) -> str | None:
             raise Unprocessable("encrypted_file", _ENCRYPTED) from exc
         return None
     _refuse_many_pages(len(document), bounds)
-    pages, left = [], bounds.max_characters
+    return _joined(_pages_of_pdfium(document), bounds)
+
+
+def _pages_of_pdfium(document: pypdfium2.PdfDocument) -> Iterator[str]:
     for number in range(len(document)):
-        try:
-            page = document[number].get_textpage().get_text_range()
-        except pypdfium2.PdfiumError:
-            continue  # one broken page must not cost the others
-        pages.append(page)
-        left -= len(page)
-        if left < 0:
-            break
-    return "\n\n".join(pages)
+        with contextlib.suppress(pypdfium2.PdfiumError):  # one broken page must not cost the others
+            yield document[number].get_textpage().get_text_range()
 
 
 def _read_with_pypdf(content: bytes, bounds: Bounds) -> str | None:
     try:
         reader = _open_with_pypdf(content)
         _refuse_many_pages(len(reader.pages), bounds)
-        pages, left = [], bounds.max_characters
-        for page in reader.pages:
-            pages.append(page.extract_text())
-            left -= len(pages[-1])
-            if left < 0:
-                break
+        return _joined((page.extract_text() for page in reader.pages), bounds)
     except Unprocessable:
         raise
     except _PYPDF_FAILURES:
         return None
-    return "\n\n".join(pages)
+
+
+def _joined(pages: Iterable[str], bounds: Bounds) -> str:
+    """Pages to a text; no more of them are read than may be.
+
+    Raises:
+        Unprocessable: `too_much_text`.
+    """
+    read, left = [], bounds.max_characters
+    for page in pages:
+        read.append(clean(page))
+        left -= len(read[-1])
+        if left < 0:
+            raise Unprocessable("too_much_text", TOO_MUCH_TEXT)
+    return "\n\n".join(read)
 
 
 def _refuse_many_pages(count: int, bounds: Bounds) -> None:
@@ -152,7 +164,8 @@ def _as_utf8(page: bytes) -> bytes:
         page.decode()
     except UnicodeDecodeError:
         try:
-            text = page.decode(declared[1].decode("ascii") if declared else "ascii")
+            encoding = codecs.lookup(declared[1].decode("ascii") if declared else "").name
+            text = page.decode("cp1252" if encoding in _MEANING_WINDOWS_1252 else encoding)
         except (LookupError, UnicodeError):
             text = decode(page)
         return text.encode("utf-8", "replace")

@@ -9,6 +9,7 @@ import ctypes
 import errno
 import os
 import platform
+import socket
 import struct
 import sys
 import sysconfig
@@ -29,8 +30,11 @@ _HANDLED_BY_ABI = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 5: (1 <
 _NET_SINCE, _SCOPES_SINCE = 4, 6
 
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
-_LOAD, _JUMP_EQUAL, _JUMP_GREATER_EQUAL, _JUMP_ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16  # offsets in struct seccomp_data
+_LOAD, _AND, _JUMP_EQUAL, _JUMP_GREATER_EQUAL, _JUMP_ANY_BIT, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x45, 0x06
+_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT, _SECOND_ARGUMENT = 0, 4, 16, 24  # offsets in struct seccomp_data
+_SOCKET_KIND = 0xF
+_IOCTLS_OF_OWNERS = (0x8901, 0x8902)  # FIOSETOWN, SIOCSPGRP: whom the kernel signals
+_FCNTLS_OF_OWNERS = (8, 10, 15)  # F_SETOWN, F_SETSIG, F_SETOWN_EX
 _CLONE_THREAD = 0x00010000
 _X32 = 0x40000000
 
@@ -40,6 +44,9 @@ class _Architecture:
     audit: int
     clone: int
     clone3: int
+    socketpair: int
+    ioctl: int
+    fcntl: int
     own_only: tuple[int, ...]  # their first argument must be this process
     self_only: tuple[int, ...]  # likewise, or 0, which means it
     refused: tuple[int, ...]
@@ -49,30 +56,28 @@ _ANYWHERE = (
     *(425, 426, 427),  # io_uring
     *(428, 429, 430, 431, 432, 433, 442),  # open_tree … mount_setattr
     *(434, 438, 424, 440),  # pidfd_open, pidfd_getfd, pidfd_send_signal, process_madvise
+    *(463, 466, 469),  # setxattrat, removexattrat, file_setattr
 )
 _ARCHITECTURES = {
     "x86_64": _Architecture(
         0xC000003E,
         clone=56,
         clone3=435,
+        socketpair=53,
+        ioctl=16,
+        fcntl=72,
         own_only=(62, 234),  # kill, tgkill
         self_only=(302, 203),  # prlimit64, sched_setaffinity
         refused=(
             *_ANYWHERE,
-            *(
-                41,
-                42,
-                43,
-                288,
-                49,
-                50,
-            ),  # socket, connect, accept, accept4, bind, listen (kreuzberg needs socketpair)
+            *(41, 42, 43, 288, 49, 50),  # socket, connect, accept, accept4, bind, listen
             *(57, 58, 59, 322),  # fork, vfork, execve, execveat
             *(101, 310, 311, 312, 200, 129, 297),  # ptrace, process_vm_*, kcmp, tkill, rt_(tg)sigqueueinfo
             *(155, 161, 165, 166, 272, 308),  # pivot_root, chroot, mount, umount2, unshare, setns
             *(248, 249, 250, 321, 298, 323, 304),  # keys, bpf, perf_event_open, userfaultfd, open_by_handle_at
             *(29, 30, 31, 64, 68, 240, 175, 313, 246),  # System V IPC, mq_open, kernel modules, kexec
             *(90, 91, 268, 452, 92, 93, 94, 260),  # chmod and chown, which Landlock does not know
+            76,  # truncate, which it knows since ABI 3
             *(132, 235, 261, 280, 188, 189, 190, 197, 198, 199),  # utime, utimes, futimesat, utimensat, xattr
             *(141, 251, 142, 144, 314),  # setpriority, ioprio_set, sched_setparam, _setscheduler, _setattr
         ),
@@ -81,6 +86,9 @@ _ARCHITECTURES = {
         0xC00000B7,
         clone=220,
         clone3=435,
+        socketpair=199,
+        ioctl=29,
+        fcntl=25,
         own_only=(129, 131),
         self_only=(261, 122),
         refused=(
@@ -92,6 +100,7 @@ _ARCHITECTURES = {
             *(217, 218, 219, 280, 241, 282, 265),
             *(194, 195, 196, 190, 186, 180, 105, 273, 104),
             *(52, 53, 452, 54, 55),
+            45,
             *(88, 5, 6, 7, 14, 15, 16),
             *(140, 30, 118, 119, 274),
         ),
@@ -188,6 +197,15 @@ def _program(machine: _Architecture, pid: int) -> Sequence[tuple[int, int, int, 
         refuse,
     ]
     thread_or_refuse = [(_LOAD, 0, 0, _FIRST_ARGUMENT), (_JUMP_ANY_BIT, 0, 1, _CLONE_THREAD), allow, refuse]
+    stream_or_refuse = [  # the runtime in kreuzberg needs a pair
+        (_LOAD, 0, 0, _FIRST_ARGUMENT),
+        (_JUMP_EQUAL, 0, 4, socket.AF_UNIX),
+        (_LOAD, 0, 0, _SECOND_ARGUMENT),
+        (_AND, 0, 0, _SOCKET_KIND),
+        (_JUMP_EQUAL, 0, 1, socket.SOCK_STREAM),
+        allow,
+        refuse,
+    ]
     program = [
         (_LOAD, 0, 0, _ARCHITECTURE),
         (_JUMP_EQUAL, 1, 0, machine.audit),
@@ -199,7 +217,13 @@ def _program(machine: _Architecture, pid: int) -> Sequence[tuple[int, int, int, 
         (_RETURN, 0, 0, _ERRNO | errno.ENOSYS),  # its flags are out of sight; libc falls back on clone
         (_JUMP_EQUAL, 0, len(thread_or_refuse), machine.clone),
         *thread_or_refuse,
+        (_JUMP_EQUAL, 0, len(stream_or_refuse), machine.socketpair),
+        *stream_or_refuse,
     ]
+    for number, requests in ((machine.ioctl, _IOCTLS_OF_OWNERS), (machine.fcntl, _FCNTLS_OF_OWNERS)):
+        jumps = [(_JUMP_EQUAL, len(requests) - at, 0, each) for at, each in enumerate(requests)]
+        others_or_refuse = [(_LOAD, 0, 0, _SECOND_ARGUMENT), *jumps, allow, refuse]
+        program += [(_JUMP_EQUAL, 0, len(others_or_refuse), number), *others_or_refuse]
     for number in machine.own_only:
         program += [(_JUMP_EQUAL, 0, len(own_or_refuse), number), *own_or_refuse]
     for number in machine.self_only:

@@ -11,11 +11,11 @@ from app.extraction.values import Chunking
 _TOKENIZER_MODEL = "text-embedding-3-small"
 """Names cl100k_base, which the splitter carries in itself: no download."""
 
-_CONTROLS = {code: " " for code in range(32) if code not in (9, 10)} | {0: None, 127: " "}
+_CONTROLS = {code: " " for code in (*range(32), *range(127, 160)) if code not in (9, 10)} | {0: None}
 _LINE_ENDS = dict.fromkeys((0x0D, 0x85, 0x2028, 0x2029), "\n")
 _SURROGATES = dict.fromkeys(range(0xD800, 0xE000), "\ufffd")
 _CLEANING = str.maketrans(_CONTROLS | _LINE_ENDS | _SURROGATES)
-_UNCLEAN = re.compile("[\x00-\x08\x0b-\x1f\x7f\x85\u2028\u2029\ud800-\udfff]")
+_UNCLEAN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n){2,}")
 _WINDOW_CHARACTERS_A_TOKEN = 64
 _MOST_WINDOW_CHARACTERS = 65_536
@@ -35,7 +35,7 @@ def decode(content: bytes) -> str:
     except UnicodeDecodeError:
         text = content.decode("utf-8", "replace")
     broken = text.count("\ufffd")
-    right = len(re.findall("[^\x00-\x7f]", text)) - broken
+    right = len(text) - len(text.encode("ascii", "ignore")) - broken
     return text if right >= broken else content.decode("cp1252", "replace")
 
 

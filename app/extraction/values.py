@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from app.errors import BadRequest
 
+TOO_MUCH_TEXT = "The document holds more text than EXTRACTION_MAX_CHARACTERS allows; split it."
 _LEAST_TOKENS, _MOST_TOKENS = 100, 4096
 
 

@@ -24,7 +24,7 @@ from app.errors import Unprocessable
 from app.extraction import sandbox
 from app.extraction.parsers import Bounds, read_text
 from app.extraction.texts import clean, cut, splitter_for
-from app.extraction.values import Chunking
+from app.extraction.values import TOO_MUCH_TEXT, Chunking
 
 _MOST_REQUEST_BYTES = 65536
 _PR_SET_PDEATHSIG = 1
@@ -51,7 +51,7 @@ def answer_request(request: dict[str, Any], content: bytes, read: ReadText) -> d
         bounds = Bounds(request["max_characters"], request["max_pages"], request["memory_bytes"] // 2)
         text = clean(read(content, request["media_type"], bounds))
         if len(text) > request["max_characters"]:
-            return {"failure": "too_much_text", "message": ""}
+            return {"failure": "too_much_text", "message": TOO_MUCH_TEXT}
         chunks = cut(text, Chunking(request["max_tokens"], request["overlap_tokens"]))
     except Unprocessable as exc:
         return {"failure": exc.failure, "message": str(exc)}
@@ -82,10 +82,14 @@ def _limit(request: dict[str, Any], zygote: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (_MOST_OPEN_FILES, _MOST_OPEN_FILES))
 
 
-def _keep_only(document: int, pipe: int, words: int) -> None:
-    """Close what belongs to the zygote, and send stdout and stderr, which quote documents, away from our log."""
+def _speak_to(words: int) -> None:
+    """Send stdout and stderr, which quote documents, away from our log."""
     os.dup2(words, 1)
     os.dup2(words, 2)
+
+
+def _keep_only(document: int, pipe: int) -> None:
+    """Close what belongs to the zygote."""
     lower, upper = sorted((document, pipe))
     os.closerange(3, lower)
     os.closerange(lower + 1, upper)
@@ -140,11 +144,14 @@ class _Server:
             status = 1
             try:
                 signal.set_wakeup_fd(-1)
+                _speak_to(words)
                 _limit(request, zygote)
                 sandbox.enter()
-                _keep_only(document, pipe, words)
+                _keep_only(document, pipe)
                 _run_child(request, document, pipe, self._read)
                 status = 0
+            except MemoryError:  # over the document's bytes or the answer's, before or after it was parsed
+                os.write(2, _WANT_OF_MEMORY[0])
             finally:
                 os._exit(status)
         for descriptor in (document, pipe, words):

@@ -77,6 +77,15 @@ async def test_a_page_is_read_in_the_encoding_that_it_declares(
     assert await read(extractor, page) == text
 
 
+@pytest.mark.parametrize("declared", ["iso-8859-1", "ISO8859-1", "latin1", "us-ascii", "ascii", "windows-1252"])
+async def test_latin_1_is_windows_1252_to_a_browser_and_to_us(
+    extractor: Extractor, tmp_path: Path, declared: str
+) -> None:
+    page = tmp_path / "page.html"
+    page.write_bytes(f'<meta charset="{declared}"><p>„5 €“… schön'.encode("cp1252"))
+    assert await read(extractor, page) == "„5 €“… schön"
+
+
 async def test_of_an_image_inside_a_page_only_its_words_are_text(extractor: Extractor, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     page.write_text('<p>before <img alt="a red kite" src="data:image/png;base64,iVBORw0KGgo="> after</p>')

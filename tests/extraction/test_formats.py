@@ -1,4 +1,5 @@
 import io
+import unicodedata
 import zipfile
 
 import pytest
@@ -84,7 +85,11 @@ def test_one_broken_byte_does_not_garble_the_whole_text() -> None:
 def test_cleaned_text_is_what_postgres_takes(text: str) -> None:
     cleaned = clean(text)
     cleaned.encode()
-    assert not any(ord(character) < 32 and character not in "\n\t" for character in cleaned)
+    assert not any(unicodedata.category(each) == "Cc" and each not in "\n\t" for each in cleaned)
+
+
+def test_a_control_character_parts_words_and_the_one_for_a_new_line_makes_one():
+    assert clean("one\x07two\x96three\x9ffour\x85five\xa0six") == "one two three four\nfive\xa0six"
 
 
 @pytest.mark.parametrize(("most", "overlap"), [(99, 0), (4097, 0), (800, 401), (800, -1), (100, 51)])

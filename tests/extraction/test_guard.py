@@ -14,6 +14,7 @@ import pytest
 
 from app.errors import FailureCode, Unprocessable
 from app.extraction import Chunking, Extractor
+from tests.extraction.bombs.pdf import pdf_of_two_pages
 from tests.extraction.conftest import LIMITS, children_of, is_running, until
 
 LONG = "The keeper winds the clockwork every four hours. "
@@ -63,6 +64,19 @@ def extractor_with(**changes: float) -> Extractor:
 async def test_a_text_beyond_the_limit_is_refused(book: Path) -> None:
     async with extractor_with(max_characters=100_000) as extractor:
         assert await refusal(extractor, book) == "too_much_text"
+
+
+async def test_no_page_is_left_out_without_a_word(tmp_path: Path) -> None:
+    """pdfium ends lines with two characters, of which one stays: 244 in all, 185 once they are cleaned."""
+    path = tmp_path / "a.pdf"
+    path.write_bytes(pdf_of_two_pages(60))
+    async with extractor_with(max_characters=200) as extractor:
+        document = await extractor.extract(path, filename="a.pdf", media_type=None, chunking=Chunking())
+        assert document.chunks[-1].text.endswith("lamp")
+    async with extractor_with(max_characters=150) as extractor:
+        with pytest.raises(Unprocessable, match="EXTRACTION_MAX_CHARACTERS") as refused:
+            await extract(extractor, path)
+    assert refused.value.failure == "too_much_text"
 
 
 async def test_an_archive_that_inflates_is_a_typed_failure(inflating: Path) -> None:

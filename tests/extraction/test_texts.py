@@ -1,16 +1,32 @@
 """Texts that are hard to cut, and how they are made easy."""
 
 import io
+import struct
 import threading
+import tracemalloc
 import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from app.extraction import Chunking, Extractor, supported_media_type
-from app.extraction.texts import clean, cut
+from app.extraction.texts import clean, cut, decode
 
 DOCX = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
+XLSX = "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"
+
+
+@contextmanager
+def at_most(limit_bytes: int) -> Iterator[None]:
+    """The block may allocate so much."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] <= limit_bytes
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("unit", ["\t\n", " \n", "\t\r", "\u2028", "\u3000\n", "\x85"])
@@ -34,6 +50,12 @@ def test_white_space_of_64_kb_is_cut_before_anybody_waits(unit):
     assert not cutting.is_alive()
 
 
+def test_counting_what_is_broken_takes_no_object_a_letter():
+    content = ("д" * 100_000).encode() + b"\xff"
+    with at_most(6 * len(content)):
+        assert decode(content).endswith("д\ufffd")
+
+
 async def test_a_text_that_a_thread_should_not_be_held_by_is_cut_in_a_child(extractor: Extractor, tmp_path: Path):
     path = tmp_path / "a.txt"
     path.write_text("word " * 4000)
@@ -52,16 +74,64 @@ def test_a_damaged_mimetype_leaves_the_decision_to_the_name(damage):
     assert supported_media_type("a.docx", bytes(content)) in {DOCX, None}
 
 
-def test_a_directory_of_a_million_entries_is_not_read_outside_of_a_child():
+DIRECTORY_BYTES = 5 * 1024 * 1024
+
+
+def docx_with_a_long_directory() -> tuple[bytes, bytes]:
+    """All but the record at its end, and that."""
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         archive.writestr("word/document.xml", "<x/>")
     content = packed.getvalue()
-    end = content.rindex(b"PK\x05\x06")
-    entry = content[content.index(b"PK\x01\x02") : end]
-    entries = entry * (5 * 1024 * 1024 // len(entry))
-    record = bytearray(content[end:])
-    record[12:16] = len(entries).to_bytes(4, "little")
-    huge = content[: content.index(b"PK\x01\x02")] + entries + bytes(record)
-    assert supported_media_type("a.bin", huge) is None
-    assert supported_media_type("a.docx", huge) == DOCX
+    start, end = content.index(b"PK\x01\x02"), content.rindex(b"PK\x05\x06")
+    entries = content[start:end] * (DIRECTORY_BYTES // (end - start))
+    sizes = struct.pack("<HHIIH", 0, 0, len(entries), start, 0)
+    return content[:start] + entries, b"PK\x05\x06\0\0\0\0" + sizes
+
+
+def as_it_is(content: bytes, record: bytes) -> bytes:
+    return content + record
+
+
+def with_a_zip64_record(content: bytes, record: bytes) -> bytes:
+    length, start = struct.unpack("<II", record[12:20])
+    zip64 = struct.pack("<4sQHHIIQQQQ", b"PK\x06\x06", 44, 45, 45, 0, 0, 0, 0, length, start)
+    locator = struct.pack("<4sIQI", b"PK\x06\x07", 0, len(content), 1)
+    return content + zip64 + locator + record[:12] + bytes(10)
+
+
+def with_another_record_in_its_last(content: bytes, record: bytes) -> bytes:
+    """The offset of the directory, which zipfile corrects, reads as the start of a record."""
+    return content + record[:16] + b"PK\x05\x06" + record[20:]
+
+
+def with_another_record_before(content: bytes, record: bytes) -> bytes:
+    return content + b"PK\x05\x06" + bytes(18) + record
+
+
+@pytest.mark.parametrize(
+    "ending", [as_it_is, with_a_zip64_record, with_another_record_in_its_last, with_another_record_before]
+)
+def test_a_directory_of_a_million_entries_is_not_read_outside_of_a_child(ending: Callable[[bytes, bytes], bytes]):
+    huge = ending(*docx_with_a_long_directory())
+    with at_most(DIRECTORY_BYTES // 4):
+        assert supported_media_type("a.xlsx", huge) == XLSX
+
+
+def test_a_comment_at_its_end_changes_nothing():
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("word/document.xml", "<x/>")
+        archive.comment = b"lamp" * 10_000
+    assert supported_media_type("a", packed.getvalue()) == DOCX
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2, zipfile.ZIP_DEFLATED])
+def test_a_packed_mimetype_is_not_unpacked_outside_of_a_child(compression):
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", compression=compression) as archive:
+        archive.writestr("mimetype", "application/epub+zip".ljust(1 << 24))
+        archive.writestr("word/document.xml", "<x/>")
+    content = packed.getvalue().replace((1 << 24).to_bytes(4, "little"), (20).to_bytes(4, "little"))
+    with at_most(1 << 20):
+        assert supported_media_type("a", content) == DOCX

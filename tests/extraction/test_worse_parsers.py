@@ -58,6 +58,18 @@ async def test_whatever_a_parser_does_has_a_code(
     assert_no_children(worse)
 
 
+async def test_a_document_that_does_not_fit_into_memory_itself_has_its_code(
+    worse: Extractor, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.rtf"
+    path.write_text("{\\rtf")
+    os.truncate(path, 1 << 28)
+    with pytest.raises(Unprocessable) as refused:
+        await worse.extract(path, filename="a.rtf", media_type=None, chunking=Chunking())
+    assert refused.value.failure == "parser_memory"
+    assert capfd.readouterr() == ("", "")
+
+
 async def test_a_document_whose_parser_the_kernel_kills_is_tried_again(worse: Extractor, tmp_path: Path) -> None:
     with pytest.raises(ParserKilled) as killed:
         await told(worse, tmp_path, "be killed")

@@ -1,18 +1,23 @@
 """A zygote whose parser does what a document tells it: the worst that a parser can do."""
 
 import ctypes
+import fcntl
 import json
 import os
 import resource
 import signal
 import socket
 import stat
+import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from app.extraction.parsers import Bounds
 from app.extraction.zygote import serve
+
+_F_SETOWN_EX, _FIOSETOWN, _SIOCSPGRP = 15, 0x8901, 0x8902
+_LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def hang() -> str:
@@ -89,6 +94,13 @@ def reach_out() -> str:
         "list a folder": lambda: list(Path("/").iterdir()),
         "write a file": lambda: Path("/tmp/sluice-worse").write_bytes(b"x"),  # noqa: S108
         "open a socket": socket.socket,
+        "pair sockets without a stream": lambda: socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM),
+        "pair sockets of a network": lambda: _asked(socket.socketpair, socket.AF_INET, socket.SOCK_STREAM),
+        "have somebody signalled": lambda: fcntl.fcntl(1, fcntl.F_SETOWN, os.getpid()),
+        "have a thread signalled": lambda: fcntl.fcntl(1, _F_SETOWN_EX, struct.pack("ii", 0, os.getpid())),
+        "choose the signal": lambda: fcntl.fcntl(1, fcntl.F_SETSIG, signal.SIGTERM),
+        "have somebody signalled by a socket": lambda: _asked(fcntl.ioctl, 1, _FIOSETOWN, os.getpid()),
+        "have a group signalled by a socket": lambda: _asked(fcntl.ioctl, 1, _SIOCSPGRP, os.getpid()),
         "start a program": lambda: os.execv("/bin/true", ["true"]),  # noqa: S606
         "fork": os.fork,
         "signal the zygote": lambda: os.kill(os.getppid(), 0),
@@ -99,7 +111,11 @@ def reach_out() -> str:
         "give a folder away": lambda: os.chown("/tmp", 0, 0),  # noqa: S108
         "date a folder back": lambda: os.utime("/tmp"),  # noqa: S108
         "mark a folder": lambda: os.setxattr("/tmp", "user.worse", b"x"),  # noqa: S108
-        "trace": lambda: _checked(ctypes.CDLL(None, use_errno=True).ptrace(16, os.getppid(), 0, 0)),
+        "cut a file short": lambda: _asked(os.truncate, "/nowhere", 0),
+        "set an attribute": lambda: _asked(_call, 463, -1, None, 0, None, None, 0),
+        "remove an attribute": lambda: _asked(_call, 466, -1, None, 0, None),
+        "make a file immutable": lambda: _asked(_call, 469, -1, None, None, 0, 0),
+        "trace": lambda: _checked(_LIBC.ptrace(16, os.getppid(), 0, 0)),
     }
     return ", ".join(name for name, attempt in attempts.items() if _succeeds(attempt)) or "nothing"
 
@@ -110,6 +126,20 @@ def _succeeds(attempt: Callable[[], object]) -> bool:
     except OSError:
         return False
     return True
+
+
+def _asked(call: Callable[..., object], *args: object) -> None:
+    """A call that cannot succeed, so that nothing but the filter answers with EPERM."""
+    try:
+        call(*args)
+    except PermissionError:
+        raise
+    except OSError:
+        return
+
+
+def _call(*args: object) -> None:
+    _checked(_LIBC.syscall(*args))
 
 
 def _checked(result: int) -> None:

@@ -74,6 +74,13 @@ def pdf_whose_xref_goes_in_a_circle() -> bytes:
     return start + table % (len(start), len(start))
 
 
+def pdf_of_two_pages(lines: int) -> bytes:
+    """The first one has so many lines of two letters."""
+    first = b"BT /F1 9 Tf 50 700 Td " + b"(ab) Tj 0 -9 Td " * lines + b"ET"
+    pages = [_page(b"6 0 R"), b"null", _FONT, _stream(first), _page(b"8 0 R"), _stream(b"BT /F1 9 Tf (lamp) Tj ET")]
+    return _pdf(_CATALOG, b"<< /Type /Pages /Kids [3 0 R 7 0 R] /Count 2 >>", *pages)
+
+
 def pdf_with_an_inflating_content() -> bytes:
     shown = b"BT /F1 9 Tf " + b"(x) Tj " * (1 << 24) + b"ET"
     return _pdf(_CATALOG, b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>", _page(b"4 0 R"), _stream(shown), _FONT)
