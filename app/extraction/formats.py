@@ -140,7 +140,7 @@ def _of_ole2(content: bytes, extension: str) -> str | None:
 
 
 def _of_zip(content: bytes, extension: str) -> str | None:
-    """By its entries if the whole archive is here, else by extension."""
+    """By its entries if the whole archive is here and as it should be, else by extension."""
     try:
         if not _has_short_directory(content):
             return _BY_EXTENSION.get(extension)
@@ -157,13 +157,14 @@ def _of_zip(content: bytes, extension: str) -> str | None:
         return _BY_EXTENSION.get(extension)
 
 
-def _declared_type(archive: zipfile.ZipFile) -> str | None:
-    """What the entry `mimetype` says, if it is stored as it must be (OpenDocument 1.3 part 2, 3.3; EPUB OCF 4.3).
+def _declared_type(archive: zipfile.ZipFile) -> str:
+    """What the entry `mimetype` says.
 
-    Packed it could be a bomb, whatever length it declares.
+    Raises:
+        BadZipFile: it is not stored, as it must be (OpenDocument 1.3 part 2, 3.3; EPUB OCF 4.3): it may be a bomb.
     """
     if archive.getinfo("mimetype").compress_type != zipfile.ZIP_STORED:
-        return None
+        raise zipfile.BadZipFile
     with archive.open("mimetype") as entry:
         return entry.read(_SNIFFED_BYTES).decode("ascii", "replace").strip()
 
