@@ -26,10 +26,12 @@ from app.embedded import EmbeddedPostgres, EmbeddedRedis
 from app.samples import write_samples
 from app.settings import LOCAL_MODEL, load_settings
 from tests.acceptance.conftest import UNSET
+from tests.faults.family import children
 from tests.faults.inside import fail_points
-from tests.faults.promises import API_LOST, NUL, REFUSED, Promises, Reader, broken_promises
+from tests.faults.promises import API_LOST, REFUSED, Promises, Reader, broken_promises
 from tests.faults.provider import Provider
 from tests.faults.rows import repeated, until_busy
+from tests.faults.uploads import LARGE, SIZES, draw_upload
 from tests.support.ports import free_port
 from tests.support.proxy import Proxy
 
@@ -47,7 +49,6 @@ QUICK = {
 LEASE_SECONDS = float(QUICK["LEASE_SECONDS"])
 EXTRACTION_SECONDS = float(QUICK["EXTRACTION_TIMEOUT_SECONDS"])
 WORKERS = 3
-FILES_AN_UPLOAD = 16
 SETTLE_SECONDS = 60
 FOLLOW_SECONDS = 30
 """How long a job's status may disagree with its row's (issue 4: within 30 s)."""
@@ -57,10 +58,6 @@ END_SECONDS = 30
 """A worker that is told to end has 25 s for what it has in hand."""
 WAKE_SECONDS = 0.5
 """For what a sleeper does when it wakes up."""
-WORDS = Path(__file__).resolve().parents[2].joinpath("LICENSE").read_text().split()
-SIZES = (20, 500, 3000)
-LARGE = (6_000,)
-"""Words; such a file is on its way for long enough to be met there."""
 DISK_MEGABYTES = 256
 MAY_FOLLOW = ("a row and its RQ job agree", "Redis answers")
 _DELETED_AT_ONCE = 4
@@ -220,15 +217,15 @@ class Harness:
 
     def api_processes(self) -> list[psutil.Process]:
         """The processes that answer, children of `sluice serve`."""
-        return _children(self.service.processes[0].pid, "spawn_main")
+        return children(self.service.processes[0].pid, "spawn_main")
 
     def zygotes(self) -> list[psutil.Process]:
         """The workers' processes that fork the parsers."""
-        return [each for worker in self.workers for each in _children(worker.pid, "app.extraction.zygote")]
+        return [each for worker in self.workers for each in children(worker.pid, "app.extraction.zygote")]
 
     def parsers(self) -> list[psutil.Process]:
         """The children that parse a document at this moment."""
-        return [child for zygote in self.zygotes() for child in _children(zygote.pid, "")]
+        return [child for zygote in self.zygotes() for child in children(zygote.pid, "")]
 
     def worker_of(self, parser: psutil.Process) -> "subprocess.Popen[bytes] | None":
         """Whose child's child it is, if that worker is one of those that we may break."""
@@ -243,14 +240,9 @@ class Harness:
         self, sizes: Sequence[int] = SIZES, *, documents: int = 2, stores: list[str] | None = None
     ) -> dict[str, Any]:
         """What `send` sends."""
-        files = [
-            ("files", (f"{number}.txt", " ".join(self.dice.choices(WORDS, k=self.dice.choice(sizes)))))
-            for number in range(FILES_AN_UPLOAD - 1 - documents)
-        ]
-        files += [("files", each) for each in self.dice.choices(self.samples, k=documents)]
-        files.append(("files", (NUL, "words and more words. " * 4000 + "\x00 far behind.")))
         stores = stores or self.dice.sample(self.stores, self.dice.randint(1, 4))
-        return {"data": {"vector_store_ids": stores}, "files": files}
+        chosen = self.dice.choices(self.samples, k=documents)
+        return draw_upload(self.dice, sizes, documents=chosen, stores=stores)
 
     def send(self, upload: dict[str, Any], **headers: str) -> str | None:
         """Send an upload; its batch, if it was accepted."""
@@ -388,13 +380,3 @@ class Harness:
 def _made(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def _children(pid: int, word: str) -> list[psutil.Process]:
-    """Those whose command line has this word in it; any may end while we look."""
-    found = {}
-    with suppress(psutil.NoSuchProcess):
-        for child in psutil.Process(pid).children():
-            with suppress(psutil.NoSuchProcess):
-                found[child] = " ".join(child.cmdline())
-    return [child for child, line in found.items() if word in line]

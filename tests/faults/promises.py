@@ -17,12 +17,11 @@ from app.doctor import examine
 from app.errors import Transient
 from app.resources import open_resources
 from app.settings import Settings
+from tests.faults.uploads import NUL
 from tests.support.fake_openai import vector_of
 
 REFUSED, REPEATED, API_LOST = "refused", "repeated", "api lost"
 """What a fault may lead to besides: uploads are refused, files take more than one attempt, API processes end."""
-NUL = "nul.txt"
-"""A file of each upload: its text, always the same, needs cleaning."""
 _MOST_VECTORS = 300
 _NEAR = 0.99
 _SNAPSHOT_PAUSE_SECONDS = 0.01

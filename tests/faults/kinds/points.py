@@ -9,11 +9,12 @@ from collections.abc import Callable
 from threading import Thread
 
 from tests.faults.fault import Fault
-from tests.faults.harness import LARGE, Harness
+from tests.faults.harness import Harness
 from tests.faults.inside.fail_points import POINTS, FailPoint, arm, disarm, is_armed
 from tests.faults.kinds import provider, servers, users
 from tests.faults.kinds.processes import LONGER_THAN_THE_LEASE, end_worker_at_once, kill_worker
 from tests.faults.promises import API_LOST, REFUSED, REPEATED
+from tests.faults.uploads import LARGE
 
 _MEET_SECONDS = 5.0
 _WITHDRAWN_MEANWHILE = 0.5

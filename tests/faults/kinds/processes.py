@@ -13,9 +13,10 @@ from pathlib import Path
 import psutil
 
 from tests.faults.fault import faults
-from tests.faults.harness import EXTRACTION_SECONDS, LARGE, LEASE_SECONDS, Harness
+from tests.faults.harness import EXTRACTION_SECONDS, LEASE_SECONDS, Harness
 from tests.faults.kinds.users import cancel_some, delete_some
 from tests.faults.promises import API_LOST, REFUSED, REPEATED
+from tests.faults.uploads import LARGE
 from tests.support.fake_openai import Held
 
 LONGER_THAN_THE_LEASE = LEASE_SECONDS + 1

@@ -5,8 +5,9 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 from tests.faults.fault import faults
-from tests.faults.harness import LARGE, SIZES, Harness
+from tests.faults.harness import Harness
 from tests.faults.promises import REPEATED
+from tests.faults.uploads import LARGE, SIZES
 from tests.support import fake_openai
 from tests.support.fake_openai import Behaviour, Held, Huge, Reset, Status
 

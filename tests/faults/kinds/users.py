@@ -5,7 +5,8 @@ from threading import Thread
 from uuid import uuid4
 
 from tests.faults.fault import faults
-from tests.faults.harness import EMBEDDINGS, LARGE, Harness
+from tests.faults.harness import EMBEDDINGS, Harness
+from tests.faults.uploads import LARGE
 
 _BY_KEY = 0.5
 _PROVIDERS = 3
