@@ -5,6 +5,7 @@ from importlib import import_module
 
 import pytest
 
+from app.ingest.outcomes import Completed, Superseded
 from tests.faults.inside.fail_points import POINTS, FailPoint, wrapped
 from tests.faults.mutants import MUTANTS, make
 from tests.faults.update import Version
@@ -14,6 +15,25 @@ from tests.faults.update import Version
 def test_every_fail_point_is_at_a_coroutine_function(point: FailPoint):
     _, _, function = wrapped(import_module(point.module), point)
     assert inspect.iscoroutinefunction(function)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "result", "is_met"),
+    [
+        ("taken_back", ["a connection"], 0, False),
+        ("taken_back", ["a connection"], 2, True),
+        ("epoch_noted", ["a connection", "an epoch"], False, False),
+        ("withdrawn", ["a connection", []], None, False),
+        ("withdrawn", ["a connection", ["a job"]], None, True),
+        ("rung", ["resources", []], True, False),
+        ("rung", ["resources", ["a hint"]], False, False),
+        ("rung", ["resources", ["a hint"]], True, True),
+        ("committed", ["processor", "a claim", Superseded()], None, False),
+        ("committed", ["processor", "a claim", Completed(1, 1)], None, True),
+    ],
+)
+def test_a_point_is_met_only_in_its_situation(name, arguments, result, is_met):
+    assert POINTS[name].is_met(arguments, result) is is_met
 
 
 @pytest.mark.parametrize("name", MUTANTS)

@@ -282,10 +282,15 @@ class Harness:
         """Those of all batches that have not been seen to settle."""
         return [each for batch in list(self.promises.open_batches) for each in self._page(batch).get("data", [])]
 
+    def newest_ingestions(self) -> list[dict[str, Any]]:
+        """Those of the newest batch."""
+        batches = list(self.promises.open_batches)
+        found: list[dict[str, Any]] = self._page(batches[-1]).get("data", []) if batches else []
+        return found
+
     def some_ingestions(self) -> list[dict[str, Any]]:
         """A few of the newest batch."""
-        batches = list(self.promises.open_batches)
-        found = self._page(batches[-1]).get("data", []) if batches else []
+        found = self.newest_ingestions()
         return self.dice.sample(found, min(5, len(found)))
 
     def delete_old_files(self) -> None:

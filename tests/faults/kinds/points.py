@@ -16,7 +16,8 @@ from tests.faults.kinds.processes import LONGER_THAN_THE_LEASE, end_worker_at_on
 from tests.faults.promises import API_LOST, REFUSED, REPEATED
 from tests.faults.uploads import LARGE
 
-_MEET_SECONDS = 5.0
+_MEET_SECONDS = 8.0
+"""A worker is met at work, killed, its lease ends, and a sweep comes."""
 _WITHDRAWN_MEANWHILE = 0.5
 _WITHDRAW = (users.cancel_some, users.delete_some, users.detach_some, users.attach_again)
 
@@ -30,9 +31,29 @@ def _upload_and_break_connections(harness: Harness) -> None:
     servers.end_backends(harness)
 
 
-def _restart_redis_when_idle(harness: Harness) -> None:
+def _upload_when_idle(harness: Harness) -> None:
     harness.settled_pages()  # of a user who has many waiting, the queue is to hear nothing
+    harness.upload()
+
+
+def _restart_redis_when_idle(harness: Harness) -> None:
+    harness.settled_pages()
     servers.restart_redis(harness)
+
+
+def _upload_without_redis(harness: Harness) -> None:
+    harness.redis.stop(kill_signal=signal.SIGKILL)
+    try:
+        harness.upload()
+        time.sleep(1)
+    finally:
+        harness.redis.start()
+
+
+def _cancel_waiting(harness: Harness) -> None:
+    """Those that have not begun, whose jobs are in the queue."""
+    harness.upload(LARGE)
+    users.cancel(harness, [each for each in harness.newest_ingestions() if each["state"] == "queued"])
 
 
 def _upload_and(act: Callable[[Harness], None]) -> Callable[[Harness], None]:
@@ -44,7 +65,9 @@ def _upload_and(act: Callable[[Harness], None]) -> Callable[[Harness], None]:
 
 
 _LEADS_TO: dict[str, Callable[[Harness], None]] = {
-    "drained": servers.restart_redis,
+    "accepted": _upload_when_idle,
+    "rung": _upload_when_idle,
+    "drained": _upload_without_redis,
     "billed": _upload_to_the_provider,
     "kept": _upload_to_the_provider,
     "failing": provider.answer_another_width,
@@ -53,10 +76,11 @@ _LEADS_TO: dict[str, Callable[[Harness], None]] = {
     "giving_back": end_worker_at_once,
     "given_back": end_worker_at_once,
     "taken_back": kill_worker,
+    "ringing": _upload_and(servers.flush_redis),
     "epoch_noted": _upload_and(servers.flush_redis),
     "unheard": _restart_redis_when_idle,
-    "overtaken": _upload_and(users.cancel_some),
-    "withdrawn": _upload_and(users.cancel_some),
+    "overtaken": _cancel_waiting,
+    "withdrawn": _cancel_waiting,
     "cancelling": _upload_and(users.cancel_some),
     "deleting": _upload_and(users.delete_some),
     "row_deleted": _upload_and(users.delete_some),

@@ -14,6 +14,7 @@ import psutil
 
 from tests.faults.fault import faults
 from tests.faults.harness import EXTRACTION_SECONDS, LEASE_SECONDS, Harness
+from tests.faults.inside import fail_points
 from tests.faults.kinds.users import cancel_some, delete_some
 from tests.faults.promises import API_LOST, REFUSED, REPEATED
 from tests.faults.uploads import LARGE
@@ -79,7 +80,9 @@ def _faketime() -> Path:
 
 def previous_version(harness: Harness) -> None:
     """A worker of the version before the newest migration beside the new ones."""
-    harness.replace_worker(signal.SIGTERM, root=version_before_newest_migration(harness.folder))
+    without_points = {fail_points.FOLDER: ""}  # they are at functions of this version
+    root = version_before_newest_migration(harness.folder)
+    harness.replace_worker(signal.SIGTERM, environment=without_points, root=root)
 
 
 @cache

@@ -2,6 +2,7 @@
 
 import time
 from threading import Thread
+from typing import Any
 from uuid import uuid4
 
 from tests.faults.fault import faults
@@ -15,7 +16,12 @@ _PROVIDERS = 3
 
 def cancel_some(harness: Harness) -> None:
     """POST …/cancel of files on their way."""
-    for each in harness.some_ingestions():
+    cancel(harness, harness.some_ingestions())
+
+
+def cancel(harness: Harness, ingestions: list[dict[str, Any]]) -> None:
+    """POST …/cancel of these."""
+    for each in ingestions:
         answer = harness.ask("POST", f"/v1/ingestions/{each['id']}/cancel")
         if answer.get("status") == "cancelled":
             harness.promises.cancelled.add(each["id"])
