@@ -48,6 +48,7 @@ QUICK = {
 }
 LEASE_SECONDS = float(QUICK["LEASE_SECONDS"])
 EXTRACTION_SECONDS = float(QUICK["EXTRACTION_TIMEOUT_SECONDS"])
+API_PROCESSES = 2
 WORKERS = 3
 SETTLE_SECONDS = 60
 FOLLOW_SECONDS = 30
@@ -110,7 +111,7 @@ class Harness:
             "PYTHONPATH": str(Path(fail_points.__file__).parent),
         }
         data = self.folder / "data"
-        plan = ServicePlan(data, port=free_port(), api_processes=2, workers=0, environment=environment)
+        plan = ServicePlan(data, port=free_port(), api_processes=API_PROCESSES, workers=0, environment=environment)
         self.service: RunningService = stack.enter_context(running_service(plan, print))
         own = self.service.environment | {"DATABASE_URL": self.postgres.url, "REDIS_URL": self.redis.url}
         self.settings = load_settings(**{name.lower(): value for name, value in own.items()})

@@ -6,6 +6,7 @@ import subprocess
 import tarfile
 import threading
 import time
+from collections.abc import Callable
 from functools import cache
 from io import BytesIO
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from tests.faults.fault import faults
-from tests.faults.harness import EXTRACTION_SECONDS, LEASE_SECONDS, Harness
+from tests.faults.harness import API_PROCESSES, EXTRACTION_SECONDS, LEASE_SECONDS, Harness
 from tests.faults.inside import fail_points
 from tests.faults.kinds.users import cancel_some, delete_some
 from tests.faults.promises import API_LOST, REFUSED, REPEATED
@@ -23,6 +24,7 @@ from tests.support.fake_openai import Held
 LONGER_THAN_THE_LEASE = LEASE_SECONDS + 1
 PAUSE_SECONDS = 1.2
 """A second signal within the first second is taken for the first one's echo."""
+ROLL_SECONDS = 120
 _LIBRARIES = Path("/usr/lib")
 _SKEWS = ("+100s", "-100s")
 ROOT = Path(__file__).resolve().parents[3]
@@ -117,11 +119,30 @@ def freeze_api(harness: Harness) -> None:
 
 def rolling_restart(harness: Harness) -> None:
     """SIGHUP to the API, whose processes are replaced one by one, and SIGTERM to every worker."""
+    _until(lambda: len(harness.api_processes()) == API_PROCESSES, ROLL_SECONDS)
+    before = {each.pid for each in harness.api_processes()}
     os.kill(harness.service.processes[0].pid, signal.SIGHUP)
     harness.upload()
     for number, worker in enumerate(harness.workers):
         harness.workers[number] = harness.start_worker()
         harness.end_worker(worker, signal.SIGTERM)
+
+    def are_new() -> bool:
+        now = {each.pid for each in harness.api_processes()}
+        return len(now) == API_PROCESSES and not now & before
+
+    if not _until(are_new, ROLL_SECONDS):
+        harness.wrong.append("a rolling restart was given up: there are old API processes")
+
+
+def _until(is_so: Callable[[], bool], seconds: float) -> bool:
+    """Wait for it; whether it came."""
+    until = time.monotonic() + seconds
+    while not is_so():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def kill_zygote(harness: Harness) -> None:
