@@ -1,11 +1,13 @@
 """The fault harness is a long run of its own; here: that its points and mutants still fit the program."""
 
 import inspect
+import subprocess
 from importlib import import_module
 
 import pytest
 
 from app.ingest.outcomes import Completed, Superseded
+from tests.faults.endings import Endings
 from tests.faults.inside.fail_points import POINTS, FailPoint, wrapped
 from tests.faults.mutants import MUTANTS, make
 from tests.faults.update import Version
@@ -39,6 +41,16 @@ def test_a_point_is_met_only_in_its_situation(name, arguments, result, is_met):
 @pytest.mark.parametrize("name", MUTANTS)
 def test_every_mutant_finds_what_it_takes_out(name, tmp_path):
     assert (make(name, tmp_path) / MUTANTS[name].file).exists()
+
+
+@pytest.mark.parametrize(("command", "told"), [("sleep 0.2", "did so after"), ("exit 3", "did so with status 3")])
+def test_of_a_worker_that_ends_late_or_badly_one_hears_however_late_one_looks(command, told):
+    endings = Endings(seconds=0.05)
+    worker = subprocess.Popen(["sh", "-c", command])
+    endings.expect(worker)
+    worker.wait()
+    assert [told in each for each in endings.wrong({worker})] == [True]
+    assert not endings.wrong({worker})
 
 
 def test_a_version_whose_processes_end_is_not_waited_for(tmp_path):

@@ -26,6 +26,7 @@ from app.embedded import EmbeddedPostgres, EmbeddedRedis
 from app.samples import write_samples
 from app.settings import LOCAL_MODEL, load_settings
 from tests.acceptance.conftest import UNSET
+from tests.faults.endings import END_SECONDS, Endings
 from tests.faults.family import children
 from tests.faults.inside import fail_points
 from tests.faults.promises import API_LOST, REFUSED, Promises, Reader, broken_promises
@@ -55,8 +56,6 @@ FOLLOW_SECONDS = 30
 """How long a job's status may disagree with its row's (issue 4: within 30 s)."""
 UPLOAD_SECONDS = 5
 """Longest answer to an upload, whatever Redis or the provider do; their own limits are 250 ms and none."""
-END_SECONDS = 30
-"""A worker that is told to end has 25 s for what it has in hand."""
 WAKE_SECONDS = 0.5
 """For what a sleeper does when it wakes up."""
 DISK_MEGABYTES = 256
@@ -91,7 +90,7 @@ class Harness:
         self.wrong: list[str] = []
         self.sleepers: list[threading.Timer] = []
         self.met: set[subprocess.Popen[bytes]] = set()  # at work
-        self.ended: dict[subprocess.Popen[bytes], float] = {}  # told to end → by when
+        self.endings = Endings()
         self.samples = [(each.name, each.read_bytes()) for each in write_samples(_made(folder / "samples"))]
 
     def start(self, stack: ExitStack) -> None:
@@ -187,10 +186,11 @@ class Harness:
 
     def end_worker(self, worker: "subprocess.Popen[bytes]", stop: signal.Signals) -> None:
         """Signal a worker, which has to obey in time."""
-        worker.send_signal(stop)
-        threading.Thread(target=worker.wait).start()
         if stop is signal.SIGTERM:
-            self.ended[worker] = time.monotonic() + END_SECONDS
+            self.endings.expect(worker)  # first: it may be killed at a point on its way
+        else:
+            threading.Thread(target=worker.wait, daemon=True).start()
+        worker.send_signal(stop)
 
     def put_to_sleep(self, pid: int, seconds: float) -> None:
         """SIGSTOP, and SIGCONT so much later."""
@@ -214,7 +214,7 @@ class Harness:
             if worker.pid == pid:
                 worker.wait(END_SECONDS)
                 self.workers[number] = self.start_worker()
-        self.ended = {worker: until for worker, until in self.ended.items() if worker.pid != pid}
+        self.endings.forget(pid)
 
     def api_processes(self) -> list[psutil.Process]:
         """The processes that answer, children of `sluice serve`."""
@@ -349,13 +349,21 @@ class Harness:
     def examine(self) -> list[str]:
         """All that is wrong since the last time."""
         self.provider.balance()
-        deadline = time.monotonic() + FOLLOW_SECONDS
-        found = asyncio.run(broken_promises(self.settings))
-        while any(each.startswith(MAY_FOLLOW) for each in found) and time.monotonic() < deadline:
-            time.sleep(0.2)
-            found = asyncio.run(broken_promises(self.settings))
+        found = self._findings()
         wrong, self.wrong = self.wrong, []
-        return [*wrong, *found, *self.reader.report(), *self._dead(), *self._disobedient()]
+        return [*wrong, *found, *self.reader.report(), *self._dead(), *self.endings.wrong(self.met)]
+
+    def _findings(self) -> list[str]:
+        """Whatever any look finds; but of what may follow, what has not in time."""
+        deadline = time.monotonic() + FOLLOW_SECONDS
+        lasting: dict[str, None] = {}
+        while True:
+            found = asyncio.run(broken_promises(self.settings))
+            lasting |= dict.fromkeys(each for each in found if not each.startswith(MAY_FOLLOW))
+            late = [each for each in found if each.startswith(MAY_FOLLOW)]
+            if not late or time.monotonic() > deadline:
+                return [*lasting, *late]
+            time.sleep(0.2)
 
     def _dead(self) -> list[str]:
         """Processes of ours that nobody ended."""
@@ -366,20 +374,6 @@ class Harness:
         before, self.api_pids = self.api_pids, {each.pid for each in self.api_processes()}
         if before - self.api_pids and API_LOST not in self.promises.may:
             wrong.append(f"API processes ended by themselves: {before - self.api_pids}")
-        return wrong
-
-    def _disobedient(self) -> list[str]:
-        """Workers that were told to end, and did not in time, or not well."""
-        wrong = []
-        for worker, until in list(self.ended.items()):
-            if worker.poll() is None and time.monotonic() < until:
-                continue
-            # before a worker listens to signals, they end it; it has nothing in hand then
-            was_starting = worker.returncode == -signal.SIGTERM and worker not in self.met
-            if worker.returncode != 0 and not was_starting:
-                status = "not at all" if worker.returncode is None else f"with status {worker.returncode}"
-                wrong.append(f"a worker that was told to end did so {status}")
-            del self.ended[worker]
         return wrong
 
 
