@@ -166,7 +166,7 @@ class Harness:
     def busy_worker(self) -> "subprocess.Popen[bytes]":
         """One that has files in hand, as Postgres has it; any, if none gets some in time."""
         self.upload(LARGE)
-        by_name = {f"file_processor_{socket.gethostname()}_{worker.pid}": worker for worker in self.workers}
+        by_name = {name_of(worker): worker for worker in self.workers}
         name = asyncio.run(until_busy(self.postgres.url, list(by_name)))
         self.done["workers met at work" if name else "workers met idle"] += 1
         if name is None:
@@ -273,8 +273,10 @@ class Harness:
         self.promises.expect(batch, self._page(batch).get("data", []))
 
     def ask(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        """The answer or the refusal; nothing where the server failed: it may have done it or not."""
         try:
-            answer: dict[str, Any] = self.http.request(method, path, **options).json()
+            response = self.http.request(method, path, **options)
+            answer: dict[str, Any] = {} if response.is_server_error else response.json()
         except (httpx.HTTPError, ValueError):
             return {}
         return answer
@@ -375,6 +377,11 @@ class Harness:
         if before - self.api_pids and API_LOST not in self.promises.may:
             wrong.append(f"API processes ended by themselves: {before - self.api_pids}")
         return wrong
+
+
+def name_of(worker: "subprocess.Popen[bytes]") -> str:
+    """What its leases say."""
+    return f"file_processor_{socket.gethostname()}_{worker.pid}"
 
 
 def _made(folder: Path) -> Path:

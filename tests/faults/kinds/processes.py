@@ -1,5 +1,6 @@
 """Faults of our own processes: API, workers, parsers."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -14,10 +15,11 @@ from pathlib import Path
 import psutil
 
 from tests.faults.fault import faults
-from tests.faults.harness import API_PROCESSES, EXTRACTION_SECONDS, LEASE_SECONDS, Harness
+from tests.faults.harness import API_PROCESSES, EXTRACTION_SECONDS, LEASE_SECONDS, Harness, name_of
 from tests.faults.inside import fail_points
-from tests.faults.kinds.users import cancel_some, delete_some
+from tests.faults.kinds.users import cancel, delete
 from tests.faults.promises import API_LOST, REFUSED, REPEATED
+from tests.faults.rows import held_by
 from tests.faults.uploads import LARGE
 from tests.support.fake_openai import Held
 
@@ -56,8 +58,10 @@ def freeze_worker(harness: Harness) -> None:
 
 def freeze_worker_and_withdraw(harness: Harness) -> None:
     """What it had in hand is cancelled or deleted while it sleeps."""
-    freeze_worker(harness)
-    harness.dice.choice([cancel_some, delete_some])(harness)
+    worker = harness.busy_worker()
+    harness.put_to_sleep(worker.pid, LONGER_THAN_THE_LEASE)
+    held = asyncio.run(held_by(harness.postgres.url, name_of(worker)))
+    harness.dice.choice([cancel, delete])(harness, held)
 
 
 def skew_clock(harness: Harness) -> None:
