@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -88,6 +88,7 @@ class Harness:
         self.done: Counter[str] = Counter()
         self.forged = folder / "forged"
         self.wrong: list[str] = []
+        self.checks: list[Callable[[], list[str]]] = []  # of this fault, once its files have settled
         self.sleepers: list[threading.Timer] = []
         self.met: set[subprocess.Popen[bytes]] = set()  # at work
         self.endings = Endings()
@@ -327,8 +328,9 @@ class Harness:
             time.sleep(WAKE_SECONDS)
             pages = self.settled_pages()
         promised = [each for batch in pages for each in self.promises.open_batches[batch]]
-        wrong = self.promises.settle(pages, asyncio.run(repeated(self.postgres.url, promised)))
-        self.wrong += wrong
+        self.wrong += self.promises.settle(pages, asyncio.run(repeated(self.postgres.url, promised)))
+        checks, self.checks = self.checks, []
+        self.wrong += [each for check in checks for each in check()]
         return seconds
 
     def settled_pages(self) -> dict[str, dict[str, Any]]:

@@ -73,6 +73,16 @@ async def until_written(database_url: str) -> list[dict[str, Any]]:
     return []
 
 
+async def files_named(database_url: str, filename: str) -> int:
+    """How many files there are of this name."""
+    conn = await asyncpg.connect(database_url)
+    try:
+        count: int = await conn.fetchval("SELECT count(*) FROM files WHERE filename = $1", filename)
+        return count
+    finally:
+        await conn.close()
+
+
 async def _running(conn: asyncpg.Connection, condition: str, value: str) -> list[dict[str, Any]]:
     rows = await conn.fetch(
         f"""
