@@ -25,3 +25,8 @@ def draw_upload(
     files += [("files", each) for each in documents]
     files.append(("files", (NUL, "words and more words. " * 4000 + "\x00 far behind.")))
     return {"data": {"vector_store_ids": stores}, "files": files}
+
+
+def texts_of(upload: dict[str, Any]) -> dict[str, str]:
+    """Its texts that are in no other upload, by their names."""
+    return {name: text for _, (name, text) in upload["files"] if isinstance(text, str) and name != NUL}

@@ -64,14 +64,14 @@ def _upload_and(act: Callable[[Harness], None]) -> Callable[[Harness], None]:
     return both
 
 
-_LEADS_TO: dict[str, Callable[[Harness], None]] = {
+_LEADS_TO: dict[str, Callable[[Harness], object]] = {
     "accepted": _upload_when_idle,
     "rung": _upload_when_idle,
     "drained": _upload_without_redis,
     "billed": _upload_to_the_provider,
     "kept": _upload_to_the_provider,
-    "failing": provider.answer_another_width,
-    "failed": provider.answer_another_width,
+    "failing": provider.answer_too_narrow,
+    "failed": provider.answer_too_narrow,
     "put_off": _upload_and_break_connections,
     "giving_back": end_worker_at_once,
     "given_back": end_worker_at_once,

@@ -10,9 +10,10 @@ from uuid import uuid4
 from tests.faults.fault import faults
 from tests.faults.harness import EMBEDDINGS, Harness
 from tests.faults.rows import until_written
-from tests.faults.uploads import LARGE
+from tests.faults.uploads import LARGE, texts_of
 
 _BY_KEY = 0.5
+_OWN_KEY = "sk-own"
 _AT_ONCE = 4
 _PROVIDERS = 3
 """Of the harness's stores: one whose vectors come from the provider."""
@@ -114,11 +115,20 @@ def withdraw_during_writes(harness: Harness) -> None:
 
 
 def revoke_key(harness: Harness) -> None:
-    """The user's own embedding key is revoked while files count on it."""
-    key = harness.ask("POST", "/v1/embedding_keys", json={"name": "own", "key": "sk-own"})
+    """The user's own embedding key is revoked while files count on it; the server's does not pay for them."""
+    key = harness.ask("POST", "/v1/embedding_keys", json={"name": "own", "key": _OWN_KEY})
     harness.promises.may_fail |= {"key_revoked"}
-    harness.upload(stores=[harness.stores[_PROVIDERS]])
+    upload = harness.draw_upload(stores=[harness.stores[_PROVIDERS]])
+    batch = harness.send(upload)
     harness.ask("DELETE", f"/v1/embedding_keys/{key.get('id')}")
+    texts = list(texts_of(upload).values())
+
+    def check() -> list[str]:
+        others = harness.provider.paid_by_others(_OWN_KEY, texts)
+        return [f"another key than the user's own has paid for {each[:60]!r}" for each in others[:3]]
+
+    if batch is not None and "id" in key:
+        harness.checks.append(check)
 
 
 def cancel_batch(harness: Harness) -> None:
