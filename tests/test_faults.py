@@ -1,16 +1,21 @@
 """The fault harness is a long run of its own; here: that its points and mutants still fit the program."""
 
 import inspect
+import random
 import subprocess
 from importlib import import_module
 
 import pytest
 
+from app.extraction.texts import cut
+from app.extraction.values import Chunking
 from app.ingest.outcomes import Completed, Superseded
 from tests.faults.endings import Endings
 from tests.faults.inside.fail_points import POINTS, FailPoint, wrapped
 from tests.faults.mutants import MUTANTS, make
+from tests.faults.texts import fault_in
 from tests.faults.update import Version
+from tests.faults.uploads import WORDS
 
 
 @pytest.mark.parametrize("point", POINTS.values(), ids=POINTS)
@@ -36,6 +41,34 @@ def test_every_fail_point_is_at_a_coroutine_function(point: FailPoint):
 )
 def test_a_point_is_met_only_in_its_situation(name, arguments, result, is_met):
     assert POINTS[name].is_met(arguments, result) is is_met
+
+
+TEXT = "one two three\n\n four five six seven"
+
+
+@pytest.mark.parametrize(
+    ("chunks", "is_text"),
+    [
+        (["one two three", "four five", "six seven"], True),
+        (["one two three", "three\n\n four five", "five six seven"], True),
+        (["one two three", "six seven"], False),
+        (["two three", "four five six seven"], False),
+        (["one two three", "four five six"], False),
+        (["one two three", "one two three", "four five six seven"], False),
+        (["four five six seven", "one two three"], False),
+        (["one two three", "four", "five siX seven"], False),
+    ],
+)
+def test_chunks_are_a_text_from_beginning_to_end(chunks, is_text):
+    assert (fault_in(TEXT, chunks) is None) is is_text
+
+
+@pytest.mark.parametrize("chunking", [Chunking(), Chunking(200, 50), Chunking(100, 0)], ids=str)
+def test_chunks_as_they_are_cut_are_the_text(chunking):
+    text = " ".join(random.Random(1).choices(WORDS, k=6_000))
+    chunks = cut(text, chunking)
+    assert fault_in(text, chunks) is None
+    assert fault_in(text, chunks[:-1]) is not None
 
 
 @pytest.mark.parametrize("name", MUTANTS)

@@ -32,6 +32,7 @@ from tests.faults.inside import fail_points
 from tests.faults.promises import API_LOST, REFUSED, Promises, Reader, broken_promises
 from tests.faults.provider import Provider
 from tests.faults.rows import repeated, until_busy
+from tests.faults.texts import Texts
 from tests.faults.uploads import LARGE, SIZES, draw_upload
 from tests.support.ports import free_port
 from tests.support.proxy import Proxy
@@ -87,6 +88,7 @@ class Harness:
         self.files: deque[str] = deque()
         self.done: Counter[str] = Counter()
         self.forged = folder / "forged"
+        self.texts = Texts()
         self.wrong: list[str] = []
         self.checks: list[Callable[[], list[str]]] = []  # of this fault, once its files have settled
         self.sleepers: list[threading.Timer] = []
@@ -264,6 +266,7 @@ class Harness:
         if refusal:
             return None
         made = answer.json()
+        self.texts.note(upload, made["data"])
         self.promises.expect(made["id"], made["data"])
         self.files += [each["file_id"] for each in made["data"]]
         batch: str = made["id"]
@@ -353,7 +356,7 @@ class Harness:
     def examine(self) -> list[str]:
         """All that is wrong since the last time."""
         self.provider.balance()
-        found = self._findings()
+        found = self._findings() + self.texts.wrong(self.postgres.url)
         wrong, self.wrong = self.wrong, []
         return [*wrong, *found, *self.reader.report(), *self._dead(), *self.endings.wrong(self.met)]
 
