@@ -43,6 +43,10 @@ class Endings:
         """It is told to end now."""
         self._endings[worker] = _Ending(worker, time.monotonic() + self.seconds)
 
+    def workers(self) -> list["subprocess.Popen[bytes]"]:
+        """Who they are."""
+        return list(self._endings)
+
     def forget(self, pid: int) -> None:
         """It was killed on purpose meanwhile."""
         self._endings = {worker: each for worker, each in self._endings.items() if worker.pid != pid}

@@ -90,6 +90,7 @@ class Harness:
         self.forged = folder / "forged"
         self.texts = Texts()
         self.wrong: list[str] = []
+        self.refused: list[str] = []  # uploads, or they took too long: wrong unless the fault may lead to that
         self.checks: list[Callable[[], list[str]]] = []  # of this fault, once its files have settled
         self.sleepers: list[threading.Timer] = []
         self.met: set[subprocess.Popen[bytes]] = set()  # at work
@@ -211,6 +212,10 @@ class Harness:
         self.sleepers.append(threading.Timer(seconds, wake))
         self.sleepers[-1].start()
 
+    def is_worker(self, pid: int) -> bool:
+        """Whether that is a worker's, of those that work or have been told to end."""
+        return pid in {worker.pid for worker in [*self.workers, *self.endings.workers()]}
+
     def succeed_worker(self, pid: int) -> None:
         """Start another worker for one that was killed; nothing if that was no worker of ours."""
         for number, worker in enumerate(self.workers):
@@ -260,9 +265,8 @@ class Harness:
             refusal = "" if answer.status_code == httpx.codes.ACCEPTED else f"{answer.status_code} {answer.text}"
         seconds = time.monotonic() - started
         self.done["uploads refused" if refusal else "uploads accepted"] += 1
-        if REFUSED not in self.promises.may:
-            self.wrong += [f"an upload was refused: {refusal}"] if refusal else []
-            self.wrong += [f"an upload was answered after {seconds:.1f} s"] if seconds > UPLOAD_SECONDS else []
+        self.refused += [f"an upload was refused: {refusal}"] if refusal else []
+        self.refused += [f"an upload was answered after {seconds:.1f} s"] if seconds > UPLOAD_SECONDS else []
         if refusal:
             return None
         made = answer.json()
@@ -357,7 +361,8 @@ class Harness:
         """All that is wrong since the last time."""
         self.provider.balance()
         found = self._findings() + self.texts.wrong(self.postgres.url)
-        wrong, self.wrong = self.wrong, []
+        wrong = self.wrong + (self.refused if REFUSED not in self.promises.may else [])
+        self.wrong, self.refused = [], []
         return [*wrong, *found, *self.reader.report(), *self._dead(), *self.endings.wrong(self.met)]
 
     def _findings(self) -> list[str]:

@@ -1,6 +1,7 @@
 """Faults at named points on the way of a file: who passes next is killed, or sleeps for longer than a lease.
 
-While half of those sleep, files are cancelled, deleted, detached or attached again.
+While half of those sleep, files are cancelled, deleted, detached or attached again. Uploads may be refused, and API
+processes end, only if it was one of them that has met the point.
 """
 
 import signal
@@ -86,6 +87,8 @@ _LEADS_TO: dict[str, Callable[[Harness], object]] = {
     "row_deleted": _upload_and(users.delete_some),
 }
 """What brings somebody to the point; to the others any upload does."""
+_REFUSED_BY_ITSELF = ("put_off",)
+"""What leads there may have uploads refused, whoever meets the point."""
 
 
 def _fault_at(name: str, point: FailPoint) -> Fault:
@@ -99,6 +102,7 @@ def _fault_at(name: str, point: FailPoint) -> Fault:
             time.sleep(0.01)
         pid = disarm(harness.points, name)
         harness.done[f"points met by {number.name}" if pid else f"point not met: {name}"] += 1
+        is_apis = pid is not None and not harness.is_worker(pid)
         if pid and number == signal.SIGKILL:
             harness.succeed_worker(pid)
         elif pid:
@@ -106,6 +110,9 @@ def _fault_at(name: str, point: FailPoint) -> Fault:
             if harness.dice.random() < _WITHDRAWN_MEANWHILE:
                 harness.dice.choice(_WITHDRAW)(harness)
         lead.join()
+        if not is_apis:
+            no_more = {API_LOST} if name in _REFUSED_BY_ITSELF else {API_LOST, REFUSED}
+            harness.promises.may -= no_more
 
     fault.__name__ = f"at_{name}"
     fault.__doc__ = f"A process is killed or frozen there: {point.situation}"
