@@ -1,8 +1,12 @@
-"""The processes below one of ours."""
+"""The processes below ours."""
 
+import subprocess
+from collections.abc import Sequence
 from contextlib import suppress
 
 import psutil
+
+Worker = subprocess.Popen[bytes]
 
 
 def children(pid: int, word: str) -> list[psutil.Process]:
@@ -13,3 +17,19 @@ def children(pid: int, word: str) -> list[psutil.Process]:
             with suppress(psutil.NoSuchProcess):
                 found[child] = " ".join(child.cmdline())
     return [child for child, line in found.items() if word in line]
+
+
+def zygotes(workers: Sequence[Worker]) -> list[psutil.Process]:
+    """The workers' processes that fork the parsers."""
+    return [each for worker in workers for each in children(worker.pid, "app.extraction.zygote")]
+
+
+def parsers(workers: Sequence[Worker]) -> list[psutil.Process]:
+    """The children that parse a document at this moment."""
+    return [child for zygote in zygotes(workers) for child in children(zygote.pid, "")]
+
+
+def owner_of(parser: psutil.Process, workers: Sequence[Worker]) -> Worker | None:
+    """Whose child's child it is, if it is one of these workers'."""
+    above = {each.pid for each in parser.parents()}
+    return next((worker for worker in workers if worker.pid in above), None)

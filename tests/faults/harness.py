@@ -92,6 +92,7 @@ class Harness:
         self.wrong: list[str] = []
         self.refused: list[str] = []  # uploads, or they took too long: wrong unless the fault may lead to that
         self.checks: list[Callable[[], list[str]]] = []  # of this fault, once its files have settled
+        self.took_place = True  # the fault, unless it says that it did not
         self.sleepers: list[threading.Timer] = []
         self.met: set[subprocess.Popen[bytes]] = set()  # at work
         self.endings = Endings()
@@ -174,6 +175,7 @@ class Harness:
         name = asyncio.run(until_busy(self.postgres.url, list(by_name)))
         self.done["workers met at work" if name else "workers met idle"] += 1
         if name is None:
+            self.took_place = False
             return self.dice.choice(self.workers)
         self.met.add(by_name[name])
         return by_name[name]
@@ -227,19 +229,6 @@ class Harness:
     def api_processes(self) -> list[psutil.Process]:
         """The processes that answer, children of `sluice serve`."""
         return children(self.service.processes[0].pid, "spawn_main")
-
-    def zygotes(self) -> list[psutil.Process]:
-        """The workers' processes that fork the parsers."""
-        return [each for worker in self.workers for each in children(worker.pid, "app.extraction.zygote")]
-
-    def parsers(self) -> list[psutil.Process]:
-        """The children that parse a document at this moment."""
-        return [child for zygote in self.zygotes() for child in children(zygote.pid, "")]
-
-    def worker_of(self, parser: psutil.Process) -> "subprocess.Popen[bytes] | None":
-        """Whose child's child it is, if that worker is one of those that we may break."""
-        above = {each.pid for each in parser.parents()}
-        return next((worker for worker in self.workers if worker.pid in above), None)
 
     def upload(self, sizes: Sequence[int] = SIZES, *, documents: int = 2, stores: list[str] | None = None) -> None:
         """One batch upload of texts of these sizes into one to four stores; a refusal is no promise."""

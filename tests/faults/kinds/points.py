@@ -102,6 +102,7 @@ def _fault_at(name: str, point: FailPoint) -> Fault:
             time.sleep(0.01)
         pid = disarm(harness.points, name)
         harness.done[f"points met by {number.name}" if pid else f"point not met: {name}"] += 1
+        harness.took_place = pid is not None
         is_apis = pid is not None and not harness.is_worker(pid)
         if pid and number == signal.SIGKILL:
             harness.succeed_worker(pid)

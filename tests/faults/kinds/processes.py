@@ -8,12 +8,14 @@ import tarfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from io import BytesIO
 from pathlib import Path
 
 import psutil
 
+from tests.faults.family import owner_of, parsers, zygotes
 from tests.faults.fault import faults
 from tests.faults.harness import API_PROCESSES, EXTRACTION_SECONDS, LEASE_SECONDS, Harness, name_of
 from tests.faults.inside import fail_points
@@ -27,6 +29,7 @@ LONGER_THAN_THE_LEASE = LEASE_SECONDS + 1
 PAUSE_SECONDS = 1.2
 """A second signal within the first second is taken for the first one's echo."""
 ROLL_SECONDS = 120
+_LOADED_SECONDS = 5
 _LIBRARIES = Path("/usr/lib")
 _SKEWS = ("+100s", "-100s")
 ROOT = Path(__file__).resolve().parents[3]
@@ -62,6 +65,7 @@ def freeze_worker_and_withdraw(harness: Harness) -> None:
     harness.put_to_sleep(worker.pid, LONGER_THAN_THE_LEASE)
     held = asyncio.run(held_by(harness.postgres.url, name_of(worker)))
     harness.dice.choice([cancel, delete])(harness, held)
+    harness.took_place &= bool(held)
 
 
 def skew_clock(harness: Harness) -> None:
@@ -71,7 +75,17 @@ def skew_clock(harness: Harness) -> None:
         "FAKETIME": harness.dice.choice(_SKEWS),
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",
     }
+    before = list(harness.workers)
     harness.replace_worker(signal.SIGTERM, environment=skewed)
+    started = [worker for worker in harness.workers if worker not in before]
+    harness.took_place &= _until(lambda: all(map(_is_skewed, started)), _LOADED_SECONDS)
+
+
+def _is_skewed(worker: "subprocess.Popen[bytes]") -> bool:
+    """Whether it has loaded the library; one that cannot be loaded is left out with a warning."""
+    with suppress(OSError):
+        return b"libfaketime" in Path(f"/proc/{worker.pid}/maps").read_bytes()
+    return False
 
 
 @cache
@@ -89,6 +103,7 @@ def previous_version(harness: Harness) -> None:
     without_points = {fail_points.FOLDER: ""}  # they are at functions of this version
     root = version_before_newest_migration(harness.folder)
     harness.replace_worker(signal.SIGTERM, environment=without_points, root=root)
+    harness.took_place &= root != ROOT
 
 
 @cache
@@ -111,7 +126,7 @@ def kill_api(harness: Harness) -> None:
     uploading = threading.Thread(target=harness.upload)
     uploading.start()
     time.sleep(harness.dice.uniform(0, 0.05))
-    _signal_one(harness, harness.api_processes(), signal.SIGKILL)
+    harness.took_place = _signal_one(harness, harness.api_processes(), signal.SIGKILL)
     uploading.join()
 
 
@@ -152,7 +167,7 @@ def _until(is_so: Callable[[], bool], seconds: float) -> bool:
 def kill_zygote(harness: Harness) -> None:
     """SIGKILL of a process that forks the parsers: that is no file's fault."""
     harness.upload(documents=8)
-    _signal_one(harness, harness.zygotes(), signal.SIGKILL)
+    harness.took_place = _signal_one(harness, zygotes(harness.workers), signal.SIGKILL)
 
 
 def kill_parsers(harness: Harness) -> None:
@@ -170,9 +185,10 @@ def _meet_parsers(harness: Harness, number: signal.Signals) -> None:
     harness.upload(documents=12)
     met, until = 0, time.monotonic() + 0.5
     while met < 3 and time.monotonic() < until:
-        for parser in harness.parsers():
+        for parser in parsers(harness.workers):
             met += _signal(parser, number)
     harness.done[f"parsers met by {number.name}"] += met
+    harness.took_place = met > 0
 
 
 def late_verdict(harness: Harness) -> None:
@@ -191,6 +207,7 @@ def _give_late_verdict(harness: Harness) -> None:
     frozen: set[psutil.Process] = set()
     sleeper = _stop_parsers(harness, frozen, None, seconds=1.0)
     if sleeper is None:
+        harness.took_place = False
         return
     sleeper.send_signal(signal.SIGSTOP)
     started = time.monotonic()
@@ -222,9 +239,9 @@ def _stop_parsers(
     until = time.monotonic() + seconds
     found = None
     while time.monotonic() < until:
-        for parser in harness.parsers():
+        for parser in parsers(harness.workers):
             try:
-                owner = harness.worker_of(parser)
+                owner = owner_of(parser, harness.workers)
             except psutil.NoSuchProcess:
                 continue
             is_wanted = (
@@ -238,11 +255,8 @@ def _stop_parsers(
     return found
 
 
-def _signal_one(harness: Harness, processes: list[psutil.Process], number: signal.Signals) -> psutil.Process | None:
-    if not processes:
-        return None
-    chosen = harness.dice.choice(processes)
-    return chosen if _signal(chosen, number) else None
+def _signal_one(harness: Harness, processes: list[psutil.Process], number: signal.Signals) -> bool:
+    return bool(processes) and _signal(harness.dice.choice(processes), number)
 
 
 def _signal(process: psutil.Process, number: signal.Signals) -> bool:

@@ -101,7 +101,8 @@ def _must_fail(harness: Harness, code: str, refusal: Behaviour) -> None:
     """Of those who met this at least one file has to fail with this code."""
 
     def check() -> list[str]:
-        if not harness.provider.has_met(refusal) or code in harness.promises.failed:
+        harness.took_place = harness.provider.has_met(refusal)
+        if not harness.took_place or code in harness.promises.failed:
             return []
         return [f"a request was refused, and no file failed with {code}"]
 

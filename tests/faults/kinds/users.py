@@ -110,6 +110,7 @@ def withdraw_during_writes(harness: Harness) -> None:
         harness.upload()
         written = asyncio.run(until_written(harness.postgres.url))
         harness.dice.choice([cancel, cancel, delete, detach])(harness, written)
+        harness.took_place = bool(written)
     finally:
         harness.postgres_wire.latency_seconds = 0.0
 
