@@ -13,6 +13,7 @@ from app.ingest.outcomes import Completed, Superseded
 from tests.faults.endings import Endings
 from tests.faults.inside.fail_points import POINTS, FailPoint, wrapped
 from tests.faults.mutants import MUTANTS, make
+from tests.faults.promises import Promises
 from tests.faults.texts import fault_in
 from tests.faults.update import Version
 from tests.faults.uploads import WORDS
@@ -41,6 +42,24 @@ def test_every_fail_point_is_at_a_coroutine_function(point: FailPoint):
 )
 def test_a_point_is_met_only_in_its_situation(name, arguments, result, is_met):
     assert POINTS[name].is_met(arguments, result) is is_met
+
+
+@pytest.mark.parametrize(
+    ("status", "stores", "is_fine"),
+    [("completed", ["vs_1"], True), ("cancelled", [], True), ("cancelled", ["vs_1"], False), ("failed", [], False)],
+)
+def test_what_was_detached_is_cancelled_only_where_it_has_no_store_left(status, stores, is_fine):
+    promises = Promises(detached={"ing_1"})
+    promises.expect("vsfb_1", [{"id": "ing_1", "file_id": "file_1"}], stores=["vs_1"])
+    ended = {"id": "ing_1", "file_id": "file_1", "status": status, "vector_store_ids": stores, "error": None}
+    assert (promises.settle({"vsfb_1": {"data": [ended]}}, {}) == []) is is_fine
+
+
+def test_what_nobody_withdrew_is_not_cancelled_even_without_a_store():
+    promises = Promises()
+    promises.expect("vsfb_1", [{"id": "ing_1", "file_id": "file_1"}], stores=["vs_1"])
+    ended = {"id": "ing_1", "file_id": "file_1", "status": "cancelled", "vector_store_ids": [], "error": None}
+    assert promises.settle({"vsfb_1": {"data": [ended]}}, {})
 
 
 TEXT = "one two three\n\n four five six seven"

@@ -260,14 +260,14 @@ class Harness:
             return None
         made = answer.json()
         self.texts.note(upload, made["data"])
-        self.promises.expect(made["id"], made["data"])
+        self.promises.expect(made["id"], made["data"], stores=upload["data"]["vector_store_ids"])
         self.files += [each["file_id"] for each in made["data"]]
         batch: str = made["id"]
         return batch
 
-    def expect_batch(self, batch: str) -> None:
+    def expect_batch(self, batch: str, store: str) -> None:
         """A batch was accepted that the SDK's way of attaching has made."""
-        self.promises.expect(batch, self._page(batch).get("data", []))
+        self.promises.expect(batch, self._page(batch).get("data", []), stores=[store])
 
     def ask(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         """The answer or the refusal; nothing where the server failed: it may have done it or not."""
@@ -277,10 +277,6 @@ class Harness:
         except (httpx.HTTPError, ValueError):
             return {}
         return answer
-
-    def ingestions(self) -> list[dict[str, Any]]:
-        """Those of all batches that have not been seen to settle."""
-        return [each for batch in list(self.promises.open_batches) for each in self._page(batch).get("data", [])]
 
     def newest_ingestions(self) -> list[dict[str, Any]]:
         """Those of the newest batch."""
@@ -302,12 +298,12 @@ class Harness:
     def _page(self, batch: str) -> dict[str, Any]:
         return self.ask("GET", "/v1/ingestions", params={"batch_id": batch, "limit": 100})
 
-    def forget_gone_batches(self) -> None:
-        """Those that went with their only store."""
-        for batch in list(self.promises.open_batches):
+    def forget_gone_batches(self, store: str) -> None:
+        """Those that went with this store, as they were for no other."""
+        for batch in [each for each, stores in list(self.promises.stores.items()) if stores == {store}]:
             answer = self.http.get("/v1/ingestions", params={"batch_id": batch})
             if answer.status_code == httpx.codes.NOT_FOUND:
-                del self.promises.open_batches[batch]
+                del self.promises.open_batches[batch], self.promises.stores[batch]
 
     def settle(self) -> float:
         """Wait until nothing is in progress, and again when all sleepers are awake; seconds until the first time.
@@ -333,7 +329,7 @@ class Harness:
         """Wait until nothing of the open batches is in progress; the batches that got there."""
         deadline = time.monotonic() + SETTLE_SECONDS
         while True:
-            pages = {batch: self._page(batch) for batch in self.promises.open_batches}
+            pages = {batch: self._page(batch) for batch in list(self.promises.open_batches)}
             waits = [
                 batch
                 for batch, page in pages.items()

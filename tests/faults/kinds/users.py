@@ -49,6 +49,7 @@ def delete(harness: Harness, ingestions: list[dict[str, Any]]) -> None:
         answer = harness.ask("DELETE", f"/v1/files/{file}")
         if answer.get("deleted"):
             harness.promises.deleted.add(file)
+            harness.reader.note_deleted(file)
         elif not answer:  # likewise
             harness.promises.may_be_gone.add(file)
 
@@ -66,7 +67,7 @@ def detach(harness: Harness, ingestions: list[dict[str, Any]]) -> None:
     def one(store: str, file: str) -> None:
         harness.ask("DELETE", f"/v1/vector_stores/{store}/files/{file}")
 
-    harness.promises.withdrawn |= {each["id"] for each in ingestions}
+    harness.promises.detached |= {each["id"] for each in ingestions}
     stores = [harness.dice.choice(each["vector_store_ids"] or harness.stores) for each in ingestions]
     _at_once(one, [(store, each["file_id"]) for store, each in zip(stores, ingestions, strict=True)])
 
@@ -81,7 +82,7 @@ def _at_once(act: Callable[..., None], arguments: list[tuple[str, ...]]) -> None
 def attach_again(harness: Harness) -> None:
     """Files on their way are attached once more, in other pieces: the newer ingestion takes the place."""
     chosen = harness.some_ingestions()
-    harness.promises.withdrawn |= {each["id"] for each in chosen}
+    harness.promises.detached |= {each["id"] for each in chosen}
     static = {"max_chunk_size_tokens": harness.dice.choice([200, 400]), "chunk_overlap_tokens": 50}
     body = {
         "file_ids": [each["file_id"] for each in chosen],
@@ -90,16 +91,15 @@ def attach_again(harness: Harness) -> None:
     for store in harness.dice.sample(harness.stores, 2):
         batch = harness.ask("POST", f"/v1/vector_stores/{store}/file_batches", json=body)
         if batch.get("id"):
-            harness.expect_batch(batch["id"])
-            harness.promises.withdrawn |= {each["id"] for each in harness.ingestions()}
+            harness.expect_batch(batch["id"], store)
 
 
 def delete_store(harness: Harness) -> None:
     """DELETE of a store that files are on their way to; another takes its place."""
     number = harness.dice.randrange(len(harness.stores))
-    harness.promises.withdrawn |= {each["id"] for each in harness.ingestions()}
+    harness.promises.detached |= harness.promises.open_ingestions()
     harness.ask("DELETE", f"/v1/vector_stores/{harness.stores[number]}")
-    harness.forget_gone_batches()
+    harness.forget_gone_batches(harness.stores[number])
     harness.stores[number] = harness.new_store(EMBEDDINGS[number])
 
 
