@@ -7,6 +7,9 @@ from uvicorn.supervisors import Multiprocess
 
 _APP = "app.main:app_from_environment"
 _GRACE_SECONDS = 25
+_START_SECONDS = 60
+"""For a new process to be ready, longer than it waits for Postgres. After uvicorn's 5 s, which are soon over on a
+busy machine, a rolling restart is given up as a whole, and the old processes stay."""
 
 
 class _Supervisor(Multiprocess):
@@ -29,6 +32,7 @@ def serve_api(*, host: str, port: int, processes: int) -> None:
         "log_config": None,
         "access_log": False,
         "timeout_graceful_shutdown": _GRACE_SECONDS,
+        "timeout_worker_healthcheck": _START_SECONDS,
         "server_header": False,
     }
     if processes == 1:

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -26,10 +26,14 @@ from app.embedded import EmbeddedPostgres, EmbeddedRedis
 from app.samples import write_samples
 from app.settings import LOCAL_MODEL, load_settings
 from tests.acceptance.conftest import UNSET
+from tests.faults.endings import END_SECONDS, Endings
+from tests.faults.family import children
 from tests.faults.inside import fail_points
-from tests.faults.promises import API_LOST, NUL, REFUSED, Promises, Reader, broken_promises
+from tests.faults.promises import API_LOST, REFUSED, Promises, Reader, broken_promises
 from tests.faults.provider import Provider
 from tests.faults.rows import repeated, until_busy
+from tests.faults.texts import Texts
+from tests.faults.uploads import LARGE, SIZES, draw_upload
 from tests.support.ports import free_port
 from tests.support.proxy import Proxy
 
@@ -46,21 +50,15 @@ QUICK = {
 }
 LEASE_SECONDS = float(QUICK["LEASE_SECONDS"])
 EXTRACTION_SECONDS = float(QUICK["EXTRACTION_TIMEOUT_SECONDS"])
+API_PROCESSES = 2
 WORKERS = 3
-FILES_AN_UPLOAD = 16
 SETTLE_SECONDS = 60
 FOLLOW_SECONDS = 30
 """How long a job's status may disagree with its row's (issue 4: within 30 s)."""
 UPLOAD_SECONDS = 5
 """Longest answer to an upload, whatever Redis or the provider do; their own limits are 250 ms and none."""
-END_SECONDS = 30
-"""A worker that is told to end has 25 s for what it has in hand."""
 WAKE_SECONDS = 0.5
 """For what a sleeper does when it wakes up."""
-WORDS = Path(__file__).resolve().parents[2].joinpath("LICENSE").read_text().split()
-SIZES = (20, 500, 3000)
-LARGE = (6_000,)
-"""Words; such a file is on its way for long enough to be met there."""
 DISK_MEGABYTES = 256
 MAY_FOLLOW = ("a row and its RQ job agree", "Redis answers")
 _DELETED_AT_ONCE = 4
@@ -90,10 +88,14 @@ class Harness:
         self.files: deque[str] = deque()
         self.done: Counter[str] = Counter()
         self.forged = folder / "forged"
+        self.texts = Texts()
         self.wrong: list[str] = []
+        self.refused: list[str] = []  # uploads, or they took too long: wrong unless the fault may lead to that
+        self.checks: list[Callable[[], list[str]]] = []  # of this fault, once its files have settled
+        self.took_place = True  # the fault, unless it says that it did not
         self.sleepers: list[threading.Timer] = []
         self.met: set[subprocess.Popen[bytes]] = set()  # at work
-        self.ended: dict[subprocess.Popen[bytes], float] = {}  # told to end → by when
+        self.endings = Endings()
         self.samples = [(each.name, each.read_bytes()) for each in write_samples(_made(folder / "samples"))]
 
     def start(self, stack: ExitStack) -> None:
@@ -113,7 +115,7 @@ class Harness:
             "PYTHONPATH": str(Path(fail_points.__file__).parent),
         }
         data = self.folder / "data"
-        plan = ServicePlan(data, port=free_port(), api_processes=2, workers=0, environment=environment)
+        plan = ServicePlan(data, port=free_port(), api_processes=API_PROCESSES, workers=0, environment=environment)
         self.service: RunningService = stack.enter_context(running_service(plan, print))
         own = self.service.environment | {"DATABASE_URL": self.postgres.url, "REDIS_URL": self.redis.url}
         self.settings = load_settings(**{name.lower(): value for name, value in own.items()})
@@ -169,10 +171,11 @@ class Harness:
     def busy_worker(self) -> "subprocess.Popen[bytes]":
         """One that has files in hand, as Postgres has it; any, if none gets some in time."""
         self.upload(LARGE)
-        by_name = {f"file_processor_{socket.gethostname()}_{worker.pid}": worker for worker in self.workers}
+        by_name = {name_of(worker): worker for worker in self.workers}
         name = asyncio.run(until_busy(self.postgres.url, list(by_name)))
         self.done["workers met at work" if name else "workers met idle"] += 1
         if name is None:
+            self.took_place = False
             return self.dice.choice(self.workers)
         self.met.add(by_name[name])
         return by_name[name]
@@ -189,10 +192,11 @@ class Harness:
 
     def end_worker(self, worker: "subprocess.Popen[bytes]", stop: signal.Signals) -> None:
         """Signal a worker, which has to obey in time."""
-        worker.send_signal(stop)
-        threading.Thread(target=worker.wait).start()
         if stop is signal.SIGTERM:
-            self.ended[worker] = time.monotonic() + END_SECONDS
+            self.endings.expect(worker)  # first: it may be killed at a point on its way
+        else:
+            threading.Thread(target=worker.wait, daemon=True).start()
+        worker.send_signal(stop)
 
     def put_to_sleep(self, pid: int, seconds: float) -> None:
         """SIGSTOP, and SIGCONT so much later."""
@@ -210,30 +214,21 @@ class Harness:
         self.sleepers.append(threading.Timer(seconds, wake))
         self.sleepers[-1].start()
 
+    def is_worker(self, pid: int) -> bool:
+        """Whether that is a worker's, of those that work or have been told to end."""
+        return pid in {worker.pid for worker in [*self.workers, *self.endings.workers()]}
+
     def succeed_worker(self, pid: int) -> None:
         """Start another worker for one that was killed; nothing if that was no worker of ours."""
         for number, worker in enumerate(self.workers):
             if worker.pid == pid:
                 worker.wait(END_SECONDS)
                 self.workers[number] = self.start_worker()
-        self.ended = {worker: until for worker, until in self.ended.items() if worker.pid != pid}
+        self.endings.forget(pid)
 
     def api_processes(self) -> list[psutil.Process]:
         """The processes that answer, children of `sluice serve`."""
-        return _children(self.service.processes[0].pid, "spawn_main")
-
-    def zygotes(self) -> list[psutil.Process]:
-        """The workers' processes that fork the parsers."""
-        return [each for worker in self.workers for each in _children(worker.pid, "app.extraction.zygote")]
-
-    def parsers(self) -> list[psutil.Process]:
-        """The children that parse a document at this moment."""
-        return [child for zygote in self.zygotes() for child in _children(zygote.pid, "")]
-
-    def worker_of(self, parser: psutil.Process) -> "subprocess.Popen[bytes] | None":
-        """Whose child's child it is, if that worker is one of those that we may break."""
-        above = {each.pid for each in parser.parents()}
-        return next((worker for worker in self.workers if worker.pid in above), None)
+        return children(self.service.processes[0].pid, "spawn_main")
 
     def upload(self, sizes: Sequence[int] = SIZES, *, documents: int = 2, stores: list[str] | None = None) -> None:
         """One batch upload of texts of these sizes into one to four stores; a refusal is no promise."""
@@ -243,14 +238,9 @@ class Harness:
         self, sizes: Sequence[int] = SIZES, *, documents: int = 2, stores: list[str] | None = None
     ) -> dict[str, Any]:
         """What `send` sends."""
-        files = [
-            ("files", (f"{number}.txt", " ".join(self.dice.choices(WORDS, k=self.dice.choice(sizes)))))
-            for number in range(FILES_AN_UPLOAD - 1 - documents)
-        ]
-        files += [("files", each) for each in self.dice.choices(self.samples, k=documents)]
-        files.append(("files", (NUL, "words and more words. " * 4000 + "\x00 far behind.")))
         stores = stores or self.dice.sample(self.stores, self.dice.randint(1, 4))
-        return {"data": {"vector_store_ids": stores}, "files": files}
+        chosen = self.dice.choices(self.samples, k=documents)
+        return draw_upload(self.dice, sizes, documents=chosen, stores=stores)
 
     def send(self, upload: dict[str, Any], **headers: str) -> str | None:
         """Send an upload; its batch, if it was accepted."""
@@ -264,36 +254,39 @@ class Harness:
             refusal = "" if answer.status_code == httpx.codes.ACCEPTED else f"{answer.status_code} {answer.text}"
         seconds = time.monotonic() - started
         self.done["uploads refused" if refusal else "uploads accepted"] += 1
-        if REFUSED not in self.promises.may:
-            self.wrong += [f"an upload was refused: {refusal}"] if refusal else []
-            self.wrong += [f"an upload was answered after {seconds:.1f} s"] if seconds > UPLOAD_SECONDS else []
+        self.refused += [f"an upload was refused: {refusal}"] if refusal else []
+        self.refused += [f"an upload was answered after {seconds:.1f} s"] if seconds > UPLOAD_SECONDS else []
         if refusal:
             return None
         made = answer.json()
-        self.promises.expect(made["id"], made["data"])
+        self.texts.note(upload, made["data"])
+        self.promises.expect(made["id"], made["data"], stores=upload["data"]["vector_store_ids"])
         self.files += [each["file_id"] for each in made["data"]]
         batch: str = made["id"]
         return batch
 
-    def expect_batch(self, batch: str) -> None:
+    def expect_batch(self, batch: str, store: str) -> None:
         """A batch was accepted that the SDK's way of attaching has made."""
-        self.promises.expect(batch, self._page(batch).get("data", []))
+        self.promises.expect(batch, self._page(batch).get("data", []), stores=[store])
 
     def ask(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        """The answer or the refusal; nothing where the server failed: it may have done it or not."""
         try:
-            answer: dict[str, Any] = self.http.request(method, path, **options).json()
+            response = self.http.request(method, path, **options)
+            answer: dict[str, Any] = {} if response.is_server_error else response.json()
         except (httpx.HTTPError, ValueError):
             return {}
         return answer
 
-    def ingestions(self) -> list[dict[str, Any]]:
-        """Those of all batches that have not been seen to settle."""
-        return [each for batch in list(self.promises.open_batches) for each in self._page(batch).get("data", [])]
+    def newest_ingestions(self) -> list[dict[str, Any]]:
+        """Those of the newest batch."""
+        batches = list(self.promises.open_batches)
+        found: list[dict[str, Any]] = self._page(batches[-1]).get("data", []) if batches else []
+        return found
 
     def some_ingestions(self) -> list[dict[str, Any]]:
         """A few of the newest batch."""
-        batches = list(self.promises.open_batches)
-        found = self._page(batches[-1]).get("data", []) if batches else []
+        found = self.newest_ingestions()
         return self.dice.sample(found, min(5, len(found)))
 
     def delete_old_files(self) -> None:
@@ -305,12 +298,12 @@ class Harness:
     def _page(self, batch: str) -> dict[str, Any]:
         return self.ask("GET", "/v1/ingestions", params={"batch_id": batch, "limit": 100})
 
-    def forget_gone_batches(self) -> None:
-        """Those that went with their only store."""
-        for batch in list(self.promises.open_batches):
+    def forget_gone_batches(self, store: str) -> None:
+        """Those that went with this store, as they were for no other."""
+        for batch in [each for each, stores in list(self.promises.stores.items()) if stores == {store}]:
             answer = self.http.get("/v1/ingestions", params={"batch_id": batch})
             if answer.status_code == httpx.codes.NOT_FOUND:
-                del self.promises.open_batches[batch]
+                del self.promises.open_batches[batch], self.promises.stores[batch]
 
     def settle(self) -> float:
         """Wait until nothing is in progress, and again when all sleepers are awake; seconds until the first time.
@@ -327,15 +320,16 @@ class Harness:
             time.sleep(WAKE_SECONDS)
             pages = self.settled_pages()
         promised = [each for batch in pages for each in self.promises.open_batches[batch]]
-        wrong = self.promises.settle(pages, asyncio.run(repeated(self.postgres.url, promised)))
-        self.wrong += wrong
+        self.wrong += self.promises.settle(pages, asyncio.run(repeated(self.postgres.url, promised)))
+        checks, self.checks = self.checks, []
+        self.wrong += [each for check in checks for each in check()]
         return seconds
 
     def settled_pages(self) -> dict[str, dict[str, Any]]:
         """Wait until nothing of the open batches is in progress; the batches that got there."""
         deadline = time.monotonic() + SETTLE_SECONDS
         while True:
-            pages = {batch: self._page(batch) for batch in self.promises.open_batches}
+            pages = {batch: self._page(batch) for batch in list(self.promises.open_batches)}
             waits = [
                 batch
                 for batch, page in pages.items()
@@ -351,13 +345,22 @@ class Harness:
     def examine(self) -> list[str]:
         """All that is wrong since the last time."""
         self.provider.balance()
+        found = self._findings() + self.texts.wrong(self.postgres.url)
+        wrong = self.wrong + (self.refused if REFUSED not in self.promises.may else [])
+        self.wrong, self.refused = [], []
+        return [*wrong, *found, *self.reader.report(), *self._dead(), *self.endings.wrong(self.met)]
+
+    def _findings(self) -> list[str]:
+        """Whatever any look finds; but of what may follow, what has not in time."""
         deadline = time.monotonic() + FOLLOW_SECONDS
-        found = asyncio.run(broken_promises(self.settings))
-        while any(each.startswith(MAY_FOLLOW) for each in found) and time.monotonic() < deadline:
-            time.sleep(0.2)
+        lasting: dict[str, None] = {}
+        while True:
             found = asyncio.run(broken_promises(self.settings))
-        wrong, self.wrong = self.wrong, []
-        return [*wrong, *found, *self.reader.report(), *self._dead(), *self._disobedient()]
+            lasting |= dict.fromkeys(each for each in found if not each.startswith(MAY_FOLLOW))
+            late = [each for each in found if each.startswith(MAY_FOLLOW)]
+            if not late or time.monotonic() > deadline:
+                return [*lasting, *late]
+            time.sleep(0.2)
 
     def _dead(self) -> list[str]:
         """Processes of ours that nobody ended."""
@@ -370,31 +373,12 @@ class Harness:
             wrong.append(f"API processes ended by themselves: {before - self.api_pids}")
         return wrong
 
-    def _disobedient(self) -> list[str]:
-        """Workers that were told to end, and did not in time, or not well."""
-        wrong = []
-        for worker, until in list(self.ended.items()):
-            if worker.poll() is None and time.monotonic() < until:
-                continue
-            # before a worker listens to signals, they end it; it has nothing in hand then
-            was_starting = worker.returncode == -signal.SIGTERM and worker not in self.met
-            if worker.returncode != 0 and not was_starting:
-                status = "not at all" if worker.returncode is None else f"with status {worker.returncode}"
-                wrong.append(f"a worker that was told to end did so {status}")
-            del self.ended[worker]
-        return wrong
+
+def name_of(worker: "subprocess.Popen[bytes]") -> str:
+    """What its leases say."""
+    return f"file_processor_{socket.gethostname()}_{worker.pid}"
 
 
 def _made(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def _children(pid: int, word: str) -> list[psutil.Process]:
-    """Those whose command line has this word in it; any may end while we look."""
-    found = {}
-    with suppress(psutil.NoSuchProcess):
-        for child in psutil.Process(pid).children():
-            with suppress(psutil.NoSuchProcess):
-                found[child] = " ".join(child.cmdline())
-    return [child for child, line in found.items() if word in line]

@@ -72,13 +72,8 @@ MUTANTS = {
         shows="a vector is not that of its text",
     ),
     "an upload depends on the queue": Mutant(
-        "app/api/attaching.py",
-        (
-            (
-                "if await doorbell.enqueue_file_processing_jobs(hints) or",
-                "assert await doorbell.enqueue_file_processing_jobs(hints)\n    if",
-            ),
-        ),
+        "app/api/ingestions.py",
+        (("    await ring(resources, hints)", "    assert await ring(resources, hints)"),),
         only=("restart_redis", "freeze_redis"),
         shows="an upload was refused",
     ),

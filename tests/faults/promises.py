@@ -2,11 +2,12 @@
 
 import asyncio
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 import numpy as np
@@ -15,18 +16,21 @@ from pgvector import HalfVector
 from app.db import connection
 from app.doctor import examine
 from app.errors import Transient
+from app.ids import from_wire
 from app.resources import open_resources
 from app.settings import Settings
+from tests.faults.uploads import NUL
 from tests.support.fake_openai import vector_of
 
 REFUSED, REPEATED, API_LOST = "refused", "repeated", "api lost"
 """What a fault may lead to besides: uploads are refused, files take more than one attempt, API processes end."""
-NUL = "nul.txt"
-"""A file of each upload: its text, always the same, needs cleaning."""
 _MOST_VECTORS = 300
 _NEAR = 0.99
 _SNAPSHOT_PAUSE_SECONDS = 0.01
 _READ_SECONDS = 20
+_MOST_GONE = 16
+_GONE_SECONDS = 10.0
+"""Longer than what is in flight takes; then the doctor looks for such chunks."""
 
 
 @dataclass
@@ -34,27 +38,37 @@ class Promises:
     """Batches that were accepted, and what has happened since that allows another end than `completed`."""
 
     open_batches: dict[str, dict[str, str]] = field(default_factory=dict)  # batch → its ingestions → their files
+    stores: dict[str, set[str]] = field(default_factory=dict)  # batch → the stores that it was for
     cancelled: set[str] = field(default_factory=set)  # ingestions of which we were told so
     deleted: set[str] = field(default_factory=set)  # files of which we were told so
     may_be_gone: set[str] = field(default_factory=set)  # files whose deletion was not answered
-    withdrawn: set[str] = field(default_factory=set)  # they may have lost all their stores
+    withdrawn: set[str] = field(default_factory=set)  # ingestions that may have been cancelled
+    detached: set[str] = field(default_factory=set)  # they are cancelled if they have no store left
     may_fail: set[str] = field(default_factory=set)  # codes that this fault may end a file with
+    failed: set[str] = field(default_factory=set)  # codes that files had when they settled the last time
     may: frozenset[str] = frozenset()  # what else this fault may lead to
     kept: Counter[str] = field(default_factory=Counter)
 
-    def expect(self, batch: str, ingestions: Iterable[dict[str, Any]]) -> None:
+    def expect(self, batch: str, ingestions: Iterable[dict[str, Any]], *, stores: Iterable[str]) -> None:
         """A batch of these was accepted."""
         self.open_batches[batch] = {each["id"]: each["file_id"] for each in ingestions}
+        self.stores[batch] = set(stores)
+
+    def open_ingestions(self) -> set[str]:
+        """Those of all batches that have not been seen to settle."""
+        return {each for ingestions in self.open_batches.values() for each in ingestions}
 
     def settle(self, pages: dict[str, dict[str, Any]], repeated: dict[str, str]) -> list[str]:
         """Hold what became of every open batch against what was promised, and start afresh.
 
         `repeated`: what is to be said of the ingestions that took more than one attempt.
         """
+        self.failed.clear()
         wrong = [each for batch, page in pages.items() for each in self._wrong_in(batch, page)]
         if REPEATED not in self.may:
             wrong += [f"ingestion {each} {what}" for each, what in repeated.items()]
         self.open_batches.clear()
+        self.stores.clear()
         self.may_fail.clear()
         return wrong
 
@@ -63,7 +77,8 @@ class Promises:
         for each in page["data"]:
             code = (each["error"] or {}).get("code")
             self.kept[f"files {each['status']}" + (f": {code}" if each["status"] == "failed" else "")] += 1
-            if not self._may_be_so(each["id"], each["status"], code):
+            self.failed |= {code} if code else set()
+            if not self._may_be_so(each, code):
                 wrong.append(f"ingestion {each['id']} of batch {batch} ended as {each['status']} {code or ''}")
         known = {each["id"] for each in page["data"]}
         wrong += [
@@ -75,12 +90,15 @@ class Promises:
         lost = [each for each, file in gone.items() if file not in self.deleted | self.may_be_gone]
         return wrong + [f"ingestion {each} of batch {batch} is gone, nobody deleted it" for each in lost]
 
-    def _may_be_so(self, ingestion: str, status: str, code: str | None) -> bool:
-        if ingestion in self.cancelled:
+    def _may_be_so(self, ingestion: dict[str, Any], code: str | None) -> bool:
+        known: str = ingestion["id"]
+        status: str = ingestion["status"]
+        if known in self.cancelled:
             return status == "cancelled"
         if status == "failed":
             return code in self.may_fail
-        return status == "completed" or (status == "cancelled" and ingestion in self.withdrawn)
+        has_no_store = known in self.detached and not ingestion["vector_store_ids"]
+        return status == "completed" or (status == "cancelled" and (known in self.withdrawn or has_no_store))
 
 
 async def broken_promises(settings: Settings) -> list[str]:
@@ -114,7 +132,7 @@ async def _wrong_vectors(conn: Any) -> list[str]:
 
 
 class Reader:
-    """Reads snapshots while others write: of a file there is all or nothing."""
+    """Reads snapshots while others write: of a file there is all or nothing, and of a deleted one nothing."""
 
     def __init__(self, database_url: str) -> None:
         self._database_url = database_url
@@ -122,6 +140,11 @@ class Reader:
         self.during_work = 0
         self._reported = 0
         self._torn: list[str] = []
+        self._gone: deque[tuple[float, UUID]] = deque(maxlen=_MOST_GONE)  # until when they are looked for
+
+    def note_deleted(self, file: str) -> None:
+        """Its DELETE has been answered: from now on there is no chunk of it, whatever is in flight."""
+        self._gone.append((time.monotonic() + _GONE_SECONDS, from_wire("file", file)))
 
     def report(self) -> list[str]:
         """What is wrong since the last report; and that it reads at all."""
@@ -142,6 +165,8 @@ class Reader:
                 try:
                     while True:
                         self._note(await conn.fetch(_SNAPSHOT))
+                        if gone := [each for until, each in list(self._gone) if time.monotonic() < until]:
+                            self._note_chunks(await conn.fetch(_CHUNKS, gone))
                         await asyncio.sleep(_SNAPSHOT_PAUSE_SECONDS)
                 finally:
                     conn.terminate()
@@ -156,7 +181,15 @@ class Reader:
             if row["found"] != (row["chunks_total"] if row["state"] == "completed" else 0)
         ]
 
+    def _note_chunks(self, rows: Sequence[Any]) -> None:
+        self._torn += [f"{row['found']} chunks of {row['file_id']} are there, it was deleted" for row in rows]
 
+
+_CHUNKS = """
+    SELECT c.file_id, count(*) AS found FROM vector_stores s
+    JOIN chunks c ON c.shard = s.shard AND c.vector_store_id = s.id
+    WHERE c.file_id = ANY($1) GROUP BY c.file_id
+"""
 _SNAPSHOT = """
     SELECT v.file_id, i.chunks_total, i.state, (
         SELECT count(*) FROM chunks c

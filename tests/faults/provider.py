@@ -3,10 +3,11 @@
 import asyncio
 import hashlib
 import threading
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-from tests.support.fake_openai import FakeOpenAI, Seen, tokens_of
+from tests.support.fake_openai import Behaviour, FakeOpenAI, Seen, tokens_of
 
 LATENCY_SECONDS = 0.02
 
@@ -38,7 +39,8 @@ class Provider:
         self._thread.join()
 
     def balance(self) -> None:
-        """Book the requests since the last time, and forget them."""
+        """Book the requests since the last time, and forget them and what is left of the script."""
+        self.api.unscript()
         requests, self.api.requests = self.api.requests, []
         for request in requests:
             for text in request.texts:
@@ -46,6 +48,21 @@ class Provider:
                 if digest not in self._seen:
                     self._seen.add(digest)
                     self.needed_tokens += tokens_of(text)
+
+    def has_met(self, behaviour: Behaviour) -> bool:
+        """Whether a request has met this scripted behaviour; if not, none will."""
+        left = self.api.unscript()
+        return behaviour not in left
+
+    def paid_by_others(self, key: str, texts: Sequence[str]) -> list[str]:
+        """Which pieces of these texts came with another key than this, since the last balance."""
+        return [
+            piece
+            for request in list(self.api.requests)
+            if request.authorization != f"Bearer {key}"
+            for piece in request.texts
+            if any(piece in text for text in texts)
+        ]
 
     async def _serve(self, started: threading.Event) -> None:
         self._loop = asyncio.get_running_loop()

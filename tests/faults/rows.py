@@ -1,14 +1,16 @@
-"""What the harness asks Postgres about workers and attempts."""
+"""What the harness asks Postgres about workers and attempts, past the wire that faults are at."""
 
 import asyncio
 import time
 from contextlib import suppress
+from typing import Any
 
 import asyncpg
 
 from app.ids import from_wire, to_wire
 
 MEET_SECONDS = 3
+WRITE_SECONDS = 5
 
 
 async def repeated(database_url: str, ingestions: list[str]) -> dict[str, str]:
@@ -46,3 +48,55 @@ async def until_busy(database_url: str, names: list[str]) -> str | None:
         finally:
             await conn.close()
     return None
+
+
+async def held_by(database_url: str, worker: str) -> list[dict[str, Any]]:
+    """The ingestions that this worker has leases of, with what the API shows of them that is needed here."""
+    conn = await asyncpg.connect(database_url)
+    try:
+        return await _running(conn, "leased_by = $1", worker)
+    finally:
+        await conn.close()
+
+
+async def until_written(database_url: str) -> list[dict[str, Any]]:
+    """Likewise those that are being written at this moment; none if there are none for a while."""
+    conn = await asyncpg.connect(database_url)
+    try:
+        until = time.monotonic() + WRITE_SECONDS
+        while time.monotonic() < until:
+            if found := await _running(conn, "stage = $1", "writing"):
+                return found
+            await asyncio.sleep(0.005)
+    finally:
+        await conn.close()
+    return []
+
+
+async def files_named(database_url: str, filename: str) -> int:
+    """How many files there are of this name."""
+    conn = await asyncpg.connect(database_url)
+    try:
+        count: int = await conn.fetchval("SELECT count(*) FROM files WHERE filename = $1", filename)
+        return count
+    finally:
+        await conn.close()
+
+
+async def _running(conn: asyncpg.Connection, condition: str, value: str) -> list[dict[str, Any]]:
+    rows = await conn.fetch(
+        f"""
+        SELECT id, file_id,
+               ARRAY(SELECT vector_store_id FROM vector_store_files v WHERE v.ingestion_id = i.id) AS store_ids
+        FROM ingestions i WHERE state = 'running' AND {condition}
+        """,
+        value,
+    )
+    return [
+        {
+            "id": to_wire("ing", row["id"]),
+            "file_id": to_wire("file", row["file_id"]),
+            "vector_store_ids": [to_wire("vs", each) for each in row["store_ids"]],
+        }
+        for row in rows
+    ]

@@ -25,9 +25,10 @@ from app.access.tokens import create_token
 from app.db import open_pool, transaction
 from app.embedded import EmbeddedPostgres, EmbeddedRedis
 from app.settings import load_settings
-from tests.faults.harness import QUICK, WORDS
+from tests.faults.harness import QUICK
 from tests.faults.kinds.processes import ROOT, version_before_newest_migration
 from tests.faults.promises import broken_promises
+from tests.faults.uploads import WORDS
 from tests.support.environment import clean_environment
 from tests.support.ports import free_port
 

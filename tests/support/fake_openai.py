@@ -157,6 +157,12 @@ class FakeOpenAI:
         """What the next requests meet, one each."""
         self._script.extend(behaviours)
 
+    def unscript(self) -> tuple[Behaviour, ...]:
+        """Forget what no request has met of the script; it is returned."""
+        left = tuple(self._script)
+        self._script.clear()
+        return left
+
     async def arrived(self, requests: int) -> None:
         """Wait until so many requests have come in since the start."""
         async with self._arrived:

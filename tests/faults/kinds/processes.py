@@ -1,26 +1,35 @@
 """Faults of our own processes: API, workers, parsers."""
 
+import asyncio
 import os
 import signal
 import subprocess
 import tarfile
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from io import BytesIO
 from pathlib import Path
 
 import psutil
 
+from tests.faults.family import owner_of, parsers, zygotes
 from tests.faults.fault import faults
-from tests.faults.harness import EXTRACTION_SECONDS, LARGE, LEASE_SECONDS, Harness
-from tests.faults.kinds.users import cancel_some, delete_some
+from tests.faults.harness import API_PROCESSES, EXTRACTION_SECONDS, LEASE_SECONDS, Harness, name_of
+from tests.faults.inside import fail_points
+from tests.faults.kinds.users import cancel, delete
 from tests.faults.promises import API_LOST, REFUSED, REPEATED
+from tests.faults.rows import held_by
+from tests.faults.uploads import LARGE
 from tests.support.fake_openai import Held
 
 LONGER_THAN_THE_LEASE = LEASE_SECONDS + 1
 PAUSE_SECONDS = 1.2
 """A second signal within the first second is taken for the first one's echo."""
+ROLL_SECONDS = 120
+_LOADED_SECONDS = 5
 _LIBRARIES = Path("/usr/lib")
 _SKEWS = ("+100s", "-100s")
 ROOT = Path(__file__).resolve().parents[3]
@@ -52,8 +61,11 @@ def freeze_worker(harness: Harness) -> None:
 
 def freeze_worker_and_withdraw(harness: Harness) -> None:
     """What it had in hand is cancelled or deleted while it sleeps."""
-    freeze_worker(harness)
-    harness.dice.choice([cancel_some, delete_some])(harness)
+    worker = harness.busy_worker()
+    harness.put_to_sleep(worker.pid, LONGER_THAN_THE_LEASE)
+    held = asyncio.run(held_by(harness.postgres.url, name_of(worker)))
+    harness.dice.choice([cancel, delete])(harness, held)
+    harness.took_place &= bool(held)
 
 
 def skew_clock(harness: Harness) -> None:
@@ -63,7 +75,17 @@ def skew_clock(harness: Harness) -> None:
         "FAKETIME": harness.dice.choice(_SKEWS),
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",
     }
+    before = list(harness.workers)
     harness.replace_worker(signal.SIGTERM, environment=skewed)
+    started = [worker for worker in harness.workers if worker not in before]
+    harness.took_place &= _until(lambda: all(map(_is_skewed, started)), _LOADED_SECONDS)
+
+
+def _is_skewed(worker: "subprocess.Popen[bytes]") -> bool:
+    """Whether it has loaded the library; one that cannot be loaded is left out with a warning."""
+    with suppress(OSError):
+        return b"libfaketime" in Path(f"/proc/{worker.pid}/maps").read_bytes()
+    return False
 
 
 @cache
@@ -78,7 +100,10 @@ def _faketime() -> Path:
 
 def previous_version(harness: Harness) -> None:
     """A worker of the version before the newest migration beside the new ones."""
-    harness.replace_worker(signal.SIGTERM, root=version_before_newest_migration(harness.folder))
+    without_points = {fail_points.FOLDER: ""}  # they are at functions of this version
+    root = version_before_newest_migration(harness.folder)
+    harness.replace_worker(signal.SIGTERM, environment=without_points, root=root)
+    harness.took_place &= root != ROOT
 
 
 @cache
@@ -101,7 +126,7 @@ def kill_api(harness: Harness) -> None:
     uploading = threading.Thread(target=harness.upload)
     uploading.start()
     time.sleep(harness.dice.uniform(0, 0.05))
-    _signal_one(harness, harness.api_processes(), signal.SIGKILL)
+    harness.took_place = _signal_one(harness, harness.api_processes(), signal.SIGKILL)
     uploading.join()
 
 
@@ -113,17 +138,36 @@ def freeze_api(harness: Harness) -> None:
 
 def rolling_restart(harness: Harness) -> None:
     """SIGHUP to the API, whose processes are replaced one by one, and SIGTERM to every worker."""
+    _until(lambda: len(harness.api_processes()) == API_PROCESSES, ROLL_SECONDS)
+    before = {each.pid for each in harness.api_processes()}
     os.kill(harness.service.processes[0].pid, signal.SIGHUP)
     harness.upload()
     for number, worker in enumerate(harness.workers):
         harness.workers[number] = harness.start_worker()
         harness.end_worker(worker, signal.SIGTERM)
 
+    def are_new() -> bool:
+        now = {each.pid for each in harness.api_processes()}
+        return len(now) == API_PROCESSES and not now & before
+
+    if not _until(are_new, ROLL_SECONDS):
+        harness.wrong.append("a rolling restart was given up: there are old API processes")
+
+
+def _until(is_so: Callable[[], bool], seconds: float) -> bool:
+    """Wait for it; whether it came."""
+    until = time.monotonic() + seconds
+    while not is_so():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.1)
+    return True
+
 
 def kill_zygote(harness: Harness) -> None:
     """SIGKILL of a process that forks the parsers: that is no file's fault."""
     harness.upload(documents=8)
-    _signal_one(harness, harness.zygotes(), signal.SIGKILL)
+    harness.took_place = _signal_one(harness, zygotes(harness.workers), signal.SIGKILL)
 
 
 def kill_parsers(harness: Harness) -> None:
@@ -141,9 +185,10 @@ def _meet_parsers(harness: Harness, number: signal.Signals) -> None:
     harness.upload(documents=12)
     met, until = 0, time.monotonic() + 0.5
     while met < 3 and time.monotonic() < until:
-        for parser in harness.parsers():
+        for parser in parsers(harness.workers):
             met += _signal(parser, number)
     harness.done[f"parsers met by {number.name}"] += met
+    harness.took_place = met > 0
 
 
 def late_verdict(harness: Harness) -> None:
@@ -162,6 +207,7 @@ def _give_late_verdict(harness: Harness) -> None:
     frozen: set[psutil.Process] = set()
     sleeper = _stop_parsers(harness, frozen, None, seconds=1.0)
     if sleeper is None:
+        harness.took_place = False
         return
     sleeper.send_signal(signal.SIGSTOP)
     started = time.monotonic()
@@ -193,9 +239,9 @@ def _stop_parsers(
     until = time.monotonic() + seconds
     found = None
     while time.monotonic() < until:
-        for parser in harness.parsers():
+        for parser in parsers(harness.workers):
             try:
-                owner = harness.worker_of(parser)
+                owner = owner_of(parser, harness.workers)
             except psutil.NoSuchProcess:
                 continue
             is_wanted = (
@@ -209,11 +255,8 @@ def _stop_parsers(
     return found
 
 
-def _signal_one(harness: Harness, processes: list[psutil.Process], number: signal.Signals) -> psutil.Process | None:
-    if not processes:
-        return None
-    chosen = harness.dice.choice(processes)
-    return chosen if _signal(chosen, number) else None
+def _signal_one(harness: Harness, processes: list[psutil.Process], number: signal.Signals) -> bool:
+    return bool(processes) and _signal(harness.dice.choice(processes), number)
 
 
 def _signal(process: psutil.Process, number: signal.Signals) -> bool:

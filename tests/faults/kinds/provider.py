@@ -5,8 +5,9 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 from tests.faults.fault import faults
-from tests.faults.harness import LARGE, SIZES, Harness
+from tests.faults.harness import Harness
 from tests.faults.promises import REPEATED
+from tests.faults.uploads import LARGE, SIZES
 from tests.support import fake_openai
 from tests.support.fake_openai import Behaviour, Held, Huge, Reset, Status
 
@@ -67,9 +68,15 @@ def answer_nonsense(harness: Harness) -> None:
 
 def answer_another_width(harness: Harness) -> None:
     """Vectors of three dimensions: the files fail, and say so."""
+    _must_fail(harness, "dimension_mismatch", answer_too_narrow(harness))
+
+
+def answer_too_narrow(harness: Harness) -> Behaviour:
+    """The same where the files need not fail, as their worker may be lost before they do."""
     harness.promises.may_fail |= {"dimension_mismatch"}
     narrow = fake_openai.Mangled(lambda entries: [entry | {"embedding": [1.0, 0.0, 0.0]} for entry in entries])
     _script(harness, narrow)
+    return narrow
 
 
 def answer_a_gibibyte(harness: Harness) -> None:
@@ -85,7 +92,21 @@ def hang(harness: Harness) -> None:
 def refuse_the_key(harness: Harness) -> None:
     """401: the files fail, and say so."""
     harness.promises.may_fail |= {"key_rejected"}
-    _script(harness, Status(401, error_code="invalid_api_key"))
+    refusal = Status(401, error_code="invalid_api_key")
+    _script(harness, refusal)
+    _must_fail(harness, "key_rejected", refusal)
+
+
+def _must_fail(harness: Harness, code: str, refusal: Behaviour) -> None:
+    """Of those who met this at least one file has to fail with this code."""
+
+    def check() -> list[str]:
+        harness.took_place = harness.provider.has_met(refusal)
+        if not harness.took_place or code in harness.promises.failed:
+            return []
+        return [f"a request was refused, and no file failed with {code}"]
+
+    harness.checks.append(check)
 
 
 FAULTS = faults(limit_rate, answer_another_width, refuse_the_key) + faults(

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from contextlib import suppress
+from uuid import uuid4
 
 import asyncpg
 import redis
@@ -13,6 +14,7 @@ import redis
 from tests.faults.fault import faults
 from tests.faults.harness import LEASE_SECONDS, Harness
 from tests.faults.promises import REFUSED, REPEATED
+from tests.faults.rows import files_named
 from tests.support.proxy import Proxy
 
 
@@ -94,12 +96,38 @@ def cut_postgres(harness: Harness) -> None:
 
 
 def cut_at_commit(harness: Harness) -> None:
-    """Some connections break at a COMMIT, before or after Postgres has it."""
+    """Some connections break at a COMMIT, before or after Postgres has it; what is refused is sent again."""
+    cuts = 0
     for _ in range(5):
         harness.postgres_wire.cuts_after = harness.dice.random() < 0.5
         harness.postgres_wire.cut_at = b"COMMIT"
-        time.sleep(0.05)
+        cuts += _send_as_an_sdk(harness)
+    harness.took_place = cuts > 0
+
+
+def _send_as_an_sdk(harness: Harness) -> bool:
+    """A few files; a refused upload is sent again with the same body, and its header says so: it counts once.
+
+    Whether a connection was cut meanwhile, this upload's or another.
+    """
+    upload = harness.draw_upload(documents=0)
+    name, (_, (_, text)) = f"{uuid4().hex}.txt", upload["files"][0]
+    upload["files"] = [("files", (name, text)), *upload["files"][1:3]]
+    batch = harness.send(upload)
+    was_cut = harness.postgres_wire.cut_at is None
     harness.postgres_wire.cut_at = None
+    for retries in (1, 2):
+        if batch is None:
+            harness.done["uploads sent again"] += 1
+            batch = harness.send(upload, **{"X-Stainless-Retry-Count": str(retries)})
+    if batch is not None:
+        harness.checks.append(lambda: _unless_once(harness, name))
+    return was_cut
+
+
+def _unless_once(harness: Harness, name: str) -> list[str]:
+    found = asyncio.run(files_named(harness.postgres.url, name))
+    return [] if found == 1 else [f"an upload that was sent again until it was accepted is there {found} times"]
 
 
 def slow_postgres(harness: Harness) -> None:
@@ -132,7 +160,7 @@ def _part(harness: Harness, wire: Proxy) -> None:
 def fill_disk(harness: Harness) -> None:
     """No room for uploads: they are refused, and what was accepted goes on."""
     if not harness.blobs.is_mount():  # the machine's own disk is not ours to fill
-        harness.done["fill_disk: no disk to fill"] += 1
+        harness.took_place = False
         return
     room = os.statvfs(harness.blobs)
     filler = harness.blobs / "filler"
