@@ -33,7 +33,7 @@ _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 _LOAD, _AND, _JUMP_EQUAL, _JUMP_GREATER_EQUAL, _JUMP_ANY_BIT, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x45, 0x06
 _NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT, _SECOND_ARGUMENT = 0, 4, 16, 24  # offsets in struct seccomp_data
 _SOCKET_KIND = 0xF
-_IOCTLS_OF_OWNERS = (0x8901, 0x8902)  # FIOSETOWN, SIOCSPGRP: whom the kernel signals
+_IOCTLS = (0x8901, 0x8902, 0x40086602, 0x401C5820)  # FIOSETOWN, SIOCSPGRP; FS_IOC_SETFLAGS, FS_IOC_FSSETXATTR
 _FCNTLS_OF_OWNERS = (8, 10, 15)  # F_SETOWN, F_SETSIG, F_SETOWN_EX
 _CLONE_THREAD = 0x00010000
 _X32 = 0x40000000
@@ -220,7 +220,7 @@ def _program(machine: _Architecture, pid: int) -> Sequence[tuple[int, int, int, 
         (_JUMP_EQUAL, 0, len(stream_or_refuse), machine.socketpair),
         *stream_or_refuse,
     ]
-    for number, requests in ((machine.ioctl, _IOCTLS_OF_OWNERS), (machine.fcntl, _FCNTLS_OF_OWNERS)):
+    for number, requests in ((machine.ioctl, _IOCTLS), (machine.fcntl, _FCNTLS_OF_OWNERS)):
         jumps = [(_JUMP_EQUAL, len(requests) - at, 0, each) for at, each in enumerate(requests)]
         others_or_refuse = [(_LOAD, 0, 0, _SECOND_ARGUMENT), *jumps, allow, refuse]
         program += [(_JUMP_EQUAL, 0, len(others_or_refuse), number), *others_or_refuse]
