@@ -10,6 +10,7 @@ from typing import Self
 from tests.support.fake_openai import Behaviour, FakeOpenAI, Seen, tokens_of
 
 LATENCY_SECONDS = 0.02
+_LONG_CHARACTERS = 50
 
 
 class Provider:
@@ -55,13 +56,16 @@ class Provider:
         return behaviour not in left
 
     def paid_by_others(self, key: str, texts: Sequence[str]) -> list[str]:
-        """Which pieces of these texts came with another key than this, since the last balance."""
+        """Which pieces of these texts came with another key than this, since the last balance.
+
+        Short ones may be of other texts too.
+        """
         return [
             piece
             for request in list(self.api.requests)
             if request.authorization != f"Bearer {key}"
             for piece in request.texts
-            if any(piece in text for text in texts)
+            if len(piece) >= _LONG_CHARACTERS and any(piece in text for text in texts)
         ]
 
     async def _serve(self, started: threading.Event) -> None:
