@@ -53,10 +53,10 @@ async def create_file(attempt: ThisAttempt, resources: Parts, meters: Meters, re
         content = [new.filename, new.purpose, new.expires_after_seconds, new.sha256]
         async with uploads.recording() as conn:
             standing = await attempt.accept(conn, new.id, content)
-            if standing != new.id:  # sent again: the bytes are dropped
+            if standing != new.id:
+                uploads.is_repeated = True
                 return FileAnswer.of(await get_file(conn, standing, owner_id=attempt.caller.user_id))
             file = await insert_file(conn, new, owner_id=attempt.caller.user_id)
-        uploads.keep()
     meters.note_uploads(files=1, size_bytes=new.size_bytes)
     return FileAnswer.of(file)
 

@@ -45,9 +45,8 @@ async def upload_batch(
             rejected = [each.model_dump() for each in upload.rejected]
             return JSONResponse({"error": first.error, "rejected": rejected}, upload.status)
         answer, hints = await _record(uploads, attempt, upload, store_ids)
-        if hints is None:
-            return answer  # these bytes are dropped
-        uploads.keep()
+        if uploads.is_repeated:
+            return answer
     await ring(resources, hints)
     meters.note_uploads(files=len(upload.accepted), size_bytes=uploads.stored_bytes)
     return answer
@@ -106,21 +105,23 @@ async def cancel_ingestion(caller: Caller, resources: Parts, ingestion_id: Inges
 
 async def _record(
     uploads: Uploads, attempt: Attempt, upload: BatchUpload, store_ids: Sequence[UUID]
-) -> tuple[BatchUploadAnswer, list[Hint] | None]:
-    """One transaction: files, batch, ingestions, attachments; and the answer as of its commit. None instead of
-    hints if the same request came before, whose batch the answer then shows.
+) -> tuple[BatchUploadAnswer, list[Hint]]:
+    """One transaction: files, batch, ingestions, attachments; and the answer as of its commit. If the same request
+    came before, nothing of it: the answer shows that one's batch.
     """
     caller, fields = attempt.caller, upload.fields()
     chunking = chunking_of(fields.chunking_strategy)
     files = [FileToAttach(new.id, chunking, fields.attributes or {}) for new in upload.accepted]
     batch = NewBatch(new_id(), store_ids[0] if len(store_ids) == 1 else None)
     async with uploads.recording() as conn:
-        hints = None
+        hints: list[Hint] = []
         standing = await attempt.accept(conn, batch.id, upload.content())
         if standing == batch.id:
             await insert_files(conn, upload.accepted, owner_id=caller.user_id)
             settings = uploads.resources.settings
             hints = await attach_files(conn, settings, caller, files=files, store_ids=store_ids, batch=batch)
+        else:
+            uploads.is_repeated = True
         made = await get_batch(conn, standing, owner_id=caller.user_id)
         ingestions = await _in_order(conn, caller, standing, upload)
     answer = BatchUploadAnswer(

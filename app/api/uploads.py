@@ -25,12 +25,13 @@ class EmptyFile(BadRequest):
 
 
 class Uploads:
-    """The blobs that one request stores; use as `async with`, record them in `recording`, then call `keep`."""
+    """The blobs that one request stores; use as `async with`. What is not recorded in `recording` is deleted."""
 
     def __init__(self, resources: Resources) -> None:
         self.resources = resources
         self._stored: list[UUID] = []
-        self._is_recorded: bool | None = False  # None: nobody knows
+        self._may_be_recorded = False
+        self.is_repeated = False  # the same request came before: its bytes count, not these
         self.stored_bytes = 0
 
     async def __aenter__(self) -> Self:
@@ -41,7 +42,7 @@ class Uploads:
     ) -> None:
         if not self._stored:
             return
-        if self._is_recorded is None:
+        if self._may_be_recorded:
             logger.warning("blobs left behind: unknown whether they were recorded", count=len(self._stored))
             return
         with anyio.CancelScope(shield=True):
@@ -50,19 +51,21 @@ class Uploads:
 
     @asynccontextmanager
     async def recording(self) -> AsyncIterator[Connection]:
-        """The transaction that records the blobs, or finds that they are not wanted.
+        """The transaction that records the blobs, unless it sets `is_repeated`.
 
         A COMMIT that was cut off may take effect, at once or later. Then a blob too many is better than a file
         without bytes: the clean-up finds it.
         """
-        self._is_recorded = None
+        self._may_be_recorded = True
         try:
             async with transaction(self.resources.pool) as conn:
                 yield conn
         except (Refused, Locked):
-            self._is_recorded = False
+            self._may_be_recorded = False
             raise
-        self._is_recorded = False
+        self._may_be_recorded = False
+        if not self.is_repeated:
+            self._stored.clear()
 
     async def store(self, part: Part, *, purpose: str = "assistants") -> NewFile:
         """Store a part's bytes durably.
@@ -92,10 +95,6 @@ class Uploads:
             size_bytes=blob.size_bytes,
             sha256=blob.sha256,
         )
-
-    def keep(self) -> None:
-        """The rows are committed: the blobs stay."""
-        self._stored.clear()
 
 
 async def discard_blob(resources: Resources, file_id: UUID) -> None:
