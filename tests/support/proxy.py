@@ -77,13 +77,17 @@ class Proxy:
         self._loop.run_forever()
         server.close()
         self._is_ending = True
+        self._turn()  # whoever has just been accepted has no transport yet that would close its socket
         while tasks := asyncio.all_tasks(self._loop):
             for task in tasks:
                 task.cancel()
             self._loop.run_until_complete(asyncio.wait(tasks))
         for client in self._connections:  # those that have got no further than the door
             client.transport.abort()
-        for _ in range(3):  # until their sockets are closed
+        self._turn()  # until their sockets are closed
+
+    def _turn(self) -> None:
+        for _ in range(3):
             self._loop.run_until_complete(asyncio.sleep(0))
 
     async def _connect(self, from_client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
