@@ -3,6 +3,7 @@
 import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 
@@ -17,6 +18,16 @@ def children(pid: int, word: str) -> list[psutil.Process]:
             with suppress(psutil.NoSuchProcess):
                 found[child] = " ".join(child.cmdline())
     return [child for child, line in found.items() if word in line]
+
+
+def of_this_version(workers: Sequence[Worker]) -> list[Worker]:
+    """Those that run in our own folder; one of the previous version runs in that of its sources."""
+    found = []
+    for worker in workers:
+        with suppress(psutil.NoSuchProcess):
+            if psutil.Process(worker.pid).cwd() == str(Path.cwd()):
+                found.append(worker)
+    return found
 
 
 def zygotes(workers: Sequence[Worker]) -> list[psutil.Process]:

@@ -7,7 +7,7 @@ import subprocess
 import tarfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
 from io import BytesIO
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.faults.family import owner_of, parsers, zygotes
+from tests.faults.family import of_this_version, owner_of, parsers, zygotes
 from tests.faults.fault import faults
 from tests.faults.harness import API_PROCESSES, EXTRACTION_SECONDS, LEASE_SECONDS, Harness, name_of
 from tests.faults.inside import fail_points
@@ -172,20 +172,21 @@ def kill_zygote(harness: Harness) -> None:
 
 def kill_parsers(harness: Harness) -> None:
     """SIGKILL of children that parse, as the kernel does when memory is short: no file fails of it."""
-    _meet_parsers(harness, signal.SIGKILL)
+    # of the previous version a file does
+    _meet_parsers(harness, of_this_version(harness.workers), signal.SIGKILL)
 
 
 def freeze_parsers(harness: Harness) -> None:
     """Children that parse hang, and meet their wall time."""
     harness.promises.may_fail |= {"parser_timeout"}
-    _meet_parsers(harness, signal.SIGSTOP)
+    _meet_parsers(harness, harness.workers, signal.SIGSTOP)
 
 
-def _meet_parsers(harness: Harness, number: signal.Signals) -> None:
+def _meet_parsers(harness: Harness, workers: Sequence["subprocess.Popen[bytes]"], number: signal.Signals) -> None:
     harness.upload(documents=12)
     met, until = 0, time.monotonic() + 0.5
     while met < 3 and time.monotonic() < until:
-        for parser in parsers(harness.workers):
+        for parser in parsers(workers):
             met += _signal(parser, number)
     harness.done[f"parsers met by {number.name}"] += met
     harness.took_place = met > 0
