@@ -8,12 +8,25 @@ from uvicorn.supervisors import Multiprocess
 _APP = "app.main:app_from_environment"
 _GRACE_SECONDS = 25
 _START_SECONDS = 60
-"""For a new process to be ready, longer than it waits for Postgres. After uvicorn's 5 s, which are soon over on a
-busy machine, a rolling restart is given up as a whole, and the old processes stay."""
+"""For a new process in a rolling restart, longer than it waits for Postgres."""
 
 
 class _Supervisor(Multiprocess):
-    """uvicorn's leaves the listening socket open while its children finish: callers would wait for nobody."""
+    """uvicorn's leaves the listening socket open while its children finish: callers would wait for nobody. And it
+    gives a rolling restart up as a whole if a new child is not ready in 5 s, soon over on a busy machine.
+    """
+
+    def restart_all(self) -> None:
+        """Replace the children one by one; whoever has not been replaced when a new one fails stays.
+
+        That patience is for this only: a child that dies when it is asked how it is would be missed as late.
+        """
+        usual = self.config.timeout_worker_healthcheck
+        self.config.timeout_worker_healthcheck = _START_SECONDS
+        try:
+            super().restart_all()
+        finally:
+            self.config.timeout_worker_healthcheck = usual
 
     def terminate_all(self) -> None:
         """Close the door, then end the children, who finish what they have begun."""
@@ -32,7 +45,6 @@ def serve_api(*, host: str, port: int, processes: int) -> None:
         "log_config": None,
         "access_log": False,
         "timeout_graceful_shutdown": _GRACE_SECONDS,
-        "timeout_worker_healthcheck": _START_SECONDS,
         "server_header": False,
     }
     if processes == 1:

@@ -18,7 +18,8 @@ from tests.faults.promises import API_LOST, REFUSED, REPEATED
 from tests.faults.uploads import LARGE
 
 _MEET_SECONDS = 8.0
-"""A worker is met at work, killed, its lease ends, and a sweep comes."""
+"""A worker is met at work, killed, its lease ends, and a sweep comes; longer while what leads there goes on."""
+_HELD = 30
 _WITHDRAWN_MEANWHILE = 0.5
 _WITHDRAW = (users.cancel_some, users.delete_some, users.detach_some, users.attach_again)
 
@@ -57,6 +58,12 @@ def _cancel_waiting(harness: Harness) -> None:
     users.cancel(harness, [each for each in harness.newest_ingestions() if each["state"] == "queued"])
 
 
+def _end_worker_in_vain(harness: Harness) -> None:
+    """Whatever it has in hand is still there when it is to end at once."""
+    end_worker_at_once(harness, held=_HELD)
+    harness.provider.api.unscript()
+
+
 def _upload_and(act: Callable[[Harness], None]) -> Callable[[Harness], None]:
     def both(harness: Harness) -> None:
         harness.upload(LARGE)
@@ -74,8 +81,8 @@ _LEADS_TO: dict[str, Callable[[Harness], object]] = {
     "failing": provider.answer_too_narrow,
     "failed": provider.answer_too_narrow,
     "put_off": _upload_and_break_connections,
-    "giving_back": end_worker_at_once,
-    "given_back": end_worker_at_once,
+    "giving_back": _end_worker_in_vain,
+    "given_back": _end_worker_in_vain,
     "taken_back": kill_worker,
     "ringing": _upload_and(servers.flush_redis),
     "epoch_noted": _upload_and(servers.flush_redis),
@@ -98,7 +105,7 @@ def _fault_at(name: str, point: FailPoint) -> Fault:
         lead = Thread(target=_LEADS_TO.get(name, Harness.upload), args=[harness])
         lead.start()  # in a thread: it may be the one that is not answered
         until = time.monotonic() + _MEET_SECONDS
-        while is_armed(harness.points, name) and time.monotonic() < until:
+        while is_armed(harness.points, name) and (lead.is_alive() or time.monotonic() < until):
             time.sleep(0.01)
         pid = disarm(harness.points, name)
         harness.done[f"points met by {number.name}" if pid else f"point not met: {name}"] += 1

@@ -45,9 +45,9 @@ def end_worker(harness: Harness) -> None:
     harness.replace_worker(signal.SIGTERM)
 
 
-def end_worker_at_once(harness: Harness) -> None:
+def end_worker_at_once(harness: Harness, *, held: int = 6) -> None:
     """Two SIGTERMs, while the provider is silent: what is in hand is given back, at no attempt's cost."""
-    harness.provider.api.script(*[Held()] * 6)
+    harness.provider.api.script(*[Held()] * held)
     harness.upload(LARGE, stores=harness.stores[2:])
     worker = harness.replace_worker(signal.SIGTERM)
     time.sleep(PAUSE_SECONDS)
