@@ -100,6 +100,8 @@ def show(recovery: dict[str, list[float]], broken: Counter[str], console: Consol
         *sorted(recovery.items()),
         ("all", [each for some in recovery.values() for each in some]),
     ]:
+        if not seconds:  # cut off before it had settled
+            continue
         p99 = statistics.quantiles(seconds, n=100)[98] if len(seconds) > 1 else seconds[0]
         figures = (statistics.median(seconds), min(p99, max(seconds)), max(seconds))
         count = sum(broken.values()) if name == "all" else broken[name]
