@@ -295,8 +295,8 @@ class Harness:
             while len(self.files) > KEPT_FILES:
                 threads.submit(self.ask, "DELETE", f"/v1/files/{self.files.popleft()}")
 
-    def _page(self, batch: str) -> dict[str, Any]:
-        return self.ask("GET", "/v1/ingestions", params={"batch_id": batch, "limit": 100})
+    def _page(self, batch: str, *, limit: int = 100) -> dict[str, Any]:
+        return self.ask("GET", "/v1/ingestions", params={"batch_id": batch, "limit": limit})
 
     def forget_gone_batches(self, store: str) -> None:
         """Those that went with this store, as they were for no other."""
@@ -328,18 +328,18 @@ class Harness:
     def settled_pages(self) -> dict[str, dict[str, Any]]:
         """Wait until nothing of the open batches is in progress; the batches that got there."""
         deadline = time.monotonic() + SETTLE_SECONDS
+        pages: dict[str, dict[str, Any]] = {}
         while True:
-            pages = {batch: self._page(batch) for batch in list(self.promises.open_batches)}
-            waits = [
-                batch
-                for batch, page in pages.items()
-                if page.get("file_counts", {"in_progress": 1})["in_progress"] > 0
-            ]
+            for batch in set(self.promises.open_batches) - set(pages):
+                # the counts first, of which one row is enough: the whole page is dear for who is asked all the time
+                if _has_settled(self._page(batch, limit=1)) and _has_settled(page := self._page(batch)):
+                    pages[batch] = page
+            waits = set(self.promises.open_batches) - set(pages)
             if not waits:
                 return pages
             if time.monotonic() > deadline:
                 self.wrong += [f"batch {batch} has not settled after {SETTLE_SECONDS} s" for batch in waits]
-                return {batch: page for batch, page in pages.items() if batch not in waits}
+                return pages
             time.sleep(0.05)
 
     def examine(self) -> list[str]:
@@ -372,6 +372,11 @@ class Harness:
         if before - self.api_pids and API_LOST not in self.promises.may:
             wrong.append(f"API processes ended by themselves: {before - self.api_pids}")
         return wrong
+
+
+def _has_settled(page: dict[str, Any]) -> bool:
+    counts: dict[str, int] = page.get("file_counts", {"in_progress": 1})
+    return counts["in_progress"] == 0
 
 
 def name_of(worker: "subprocess.Popen[bytes]") -> str:

@@ -45,7 +45,6 @@ class Promises:
     withdrawn: set[str] = field(default_factory=set)  # ingestions that may have been cancelled
     detached: set[str] = field(default_factory=set)  # they are cancelled if they have no store left
     may_fail: set[str] = field(default_factory=set)  # codes that this fault may end a file with
-    failed: set[str] = field(default_factory=set)  # codes that files had when they settled the last time
     may: frozenset[str] = frozenset()  # what else this fault may lead to
     kept: Counter[str] = field(default_factory=Counter)
 
@@ -63,7 +62,6 @@ class Promises:
 
         `repeated`: what is to be said of the ingestions that took more than one attempt.
         """
-        self.failed.clear()
         wrong = [each for batch, page in pages.items() for each in self._wrong_in(batch, page)]
         if REPEATED not in self.may:
             wrong += [f"ingestion {each} {what}" for each, what in repeated.items()]
@@ -77,7 +75,6 @@ class Promises:
         for each in page["data"]:
             code = (each["error"] or {}).get("code")
             self.kept[f"files {each['status']}" + (f": {code}" if each["status"] == "failed" else "")] += 1
-            self.failed |= {code} if code else set()
             if not self._may_be_so(each, code):
                 wrong.append(f"ingestion {each['id']} of batch {batch} ended as {each['status']} {code or ''}")
         known = {each["id"] for each in page["data"]}

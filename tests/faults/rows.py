@@ -3,6 +3,7 @@
 import asyncio
 import time
 from contextlib import suppress
+from datetime import timedelta
 from typing import Any
 
 import asyncpg
@@ -29,6 +30,20 @@ async def repeated(database_url: str, ingestions: list[str]) -> dict[str, str]:
     return {
         to_wire("ing", each["id"]): f"took {each['attempts']} attempts, {each['crashes']} lost" for each in rows
     }
+
+
+async def has_failed(database_url: str, code: str, seconds: float) -> bool:
+    """Whether any file has failed with this code in so many seconds."""
+    conn = await asyncpg.connect(database_url)
+    try:
+        found: bool = await conn.fetchval(
+            "SELECT EXISTS (SELECT FROM ingestions WHERE error_code = $1 AND finished_at > now() - $2::interval)",
+            code,
+            timedelta(seconds=seconds),
+        )
+    finally:
+        await conn.close()
+    return found
 
 
 async def until_busy(database_url: str, names: list[str]) -> str | None:
