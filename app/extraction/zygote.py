@@ -24,7 +24,7 @@ from app.errors import Unprocessable
 from app.extraction import sandbox
 from app.extraction.parsers import Bounds, read_text
 from app.extraction.texts import clean, cut, splitter_for
-from app.extraction.values import TOO_MUCH_TEXT, Chunking
+from app.extraction.values import Chunking
 
 _MOST_REQUEST_BYTES = 65536
 _PR_SET_PDEATHSIG = 1
@@ -51,7 +51,7 @@ def answer_request(request: dict[str, Any], content: bytes, read: ReadText) -> d
         bounds = Bounds(request["max_characters"], request["max_pages"], request["memory_bytes"] // 2)
         text = clean(read(content, request["media_type"], bounds))
         if len(text) > request["max_characters"]:
-            return {"failure": "too_much_text", "message": TOO_MUCH_TEXT}
+            return {"failure": "too_much_text", "message": ""}
         chunks = cut(text, Chunking(request["max_tokens"], request["overlap_tokens"]))
     except Unprocessable as exc:
         return {"failure": exc.failure, "message": str(exc)}

@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -14,10 +15,19 @@ MEET_SECONDS = 3
 WRITE_SECONDS = 5
 
 
-async def repeated(database_url: str, ingestions: list[str]) -> dict[str, str]:
-    """Which of these took more than one attempt, and what to say of them."""
+@asynccontextmanager
+async def connected(database_url: str) -> AsyncIterator[asyncpg.Connection]:
+    """A connection for as long as the block lasts."""
     conn = await asyncpg.connect(database_url)
     try:
+        yield conn
+    finally:
+        await conn.close()
+
+
+async def repeated(database_url: str, ingestions: list[str]) -> dict[str, str]:
+    """Which of these took more than one attempt, and what to say of them."""
+    async with connected(database_url) as conn:
         rows = await conn.fetch(
             """
             SELECT id, attempts, crashes FROM ingestions
@@ -25,8 +35,6 @@ async def repeated(database_url: str, ingestions: list[str]) -> dict[str, str]:
             """,
             [from_wire("ing", each) for each in ingestions],
         )
-    finally:
-        await conn.close()
     return {
         to_wire("ing", each["id"]): f"took {each['attempts']} attempts, {each['crashes']} lost" for each in rows
     }
@@ -34,23 +42,19 @@ async def repeated(database_url: str, ingestions: list[str]) -> dict[str, str]:
 
 async def has_failed(database_url: str, code: str, seconds: float) -> bool:
     """Whether any file has failed with this code in so many seconds."""
-    conn = await asyncpg.connect(database_url)
-    try:
+    async with connected(database_url) as conn:
         found: bool = await conn.fetchval(
             "SELECT EXISTS (SELECT FROM ingestions WHERE error_code = $1 AND finished_at > now() - $2::interval)",
             code,
             timedelta(seconds=seconds),
         )
-    finally:
-        await conn.close()
     return found
 
 
 async def until_busy(database_url: str, names: list[str]) -> str | None:
     """One of these workers that holds a lease; None if none does for a while."""
     with suppress(OSError, asyncpg.PostgresError):
-        conn = await asyncpg.connect(database_url)
-        try:
+        async with connected(database_url) as conn:
             until = time.monotonic() + MEET_SECONDS
             while time.monotonic() < until:
                 busy: str | None = await conn.fetchval(
@@ -60,42 +64,31 @@ async def until_busy(database_url: str, names: list[str]) -> str | None:
                 if busy is not None:
                     return busy
                 await asyncio.sleep(0.005)
-        finally:
-            await conn.close()
     return None
 
 
 async def held_by(database_url: str, worker: str) -> list[dict[str, Any]]:
     """The ingestions that this worker has leases of, with what the API shows of them that is needed here."""
-    conn = await asyncpg.connect(database_url)
-    try:
+    async with connected(database_url) as conn:
         return await _running(conn, "leased_by = $1", worker)
-    finally:
-        await conn.close()
 
 
 async def until_written(database_url: str) -> list[dict[str, Any]]:
     """Likewise those that are being written at this moment; none if there are none for a while."""
-    conn = await asyncpg.connect(database_url)
-    try:
+    async with connected(database_url) as conn:
         until = time.monotonic() + WRITE_SECONDS
         while time.monotonic() < until:
             if found := await _running(conn, "stage = $1", "writing"):
                 return found
             await asyncio.sleep(0.005)
-    finally:
-        await conn.close()
     return []
 
 
 async def files_named(database_url: str, filename: str) -> int:
     """How many files there are of this name."""
-    conn = await asyncpg.connect(database_url)
-    try:
+    async with connected(database_url) as conn:
         count: int = await conn.fetchval("SELECT count(*) FROM files WHERE filename = $1", filename)
         return count
-    finally:
-        await conn.close()
 
 
 async def _running(conn: asyncpg.Connection, condition: str, value: str) -> list[dict[str, Any]]:

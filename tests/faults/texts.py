@@ -9,6 +9,7 @@ import asyncpg
 
 from app.extraction.texts import clean
 from app.ids import from_wire, to_wire
+from tests.faults.rows import connected
 from tests.faults.uploads import texts_of
 
 _SPACE = re.compile(r"\s*")
@@ -45,8 +46,7 @@ class Texts:
 
 
 async def _chunks_of(database_url: str, files: Sequence[str]) -> list[asyncpg.Record]:
-    conn = await asyncpg.connect(database_url)
-    try:
+    async with connected(database_url) as conn:
         rows: list[asyncpg.Record] = await conn.fetch(
             """
             SELECT v.file_id, v.vector_store_id, array_agg(c.content ORDER BY c.ordinal) AS chunks
@@ -58,8 +58,6 @@ async def _chunks_of(database_url: str, files: Sequence[str]) -> list[asyncpg.Re
             """,
             [from_wire("file", each) for each in files],
         )
-    finally:
-        await conn.close()
     return rows
 
 
