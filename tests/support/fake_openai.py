@@ -28,19 +28,19 @@ FEATURES_A_WORD = 8
 
 
 @lru_cache(maxsize=1 << 16)
-def _features(word: str, dimensions: int) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+def _features(word: str, dimensions: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """(positions, signs) of a word, both FEATURES_A_WORD long."""
     digest = hashlib.blake2b(word.encode(), digest_size=4 * FEATURES_A_WORD).digest()
-    numbers = np.frombuffer(digest, dtype="<u4")
-    return (numbers // 2 % dimensions).astype(np.intp), np.where(numbers % 2, 1, -1).astype(np.float32)
+    numbers = np.frombuffer(digest, dtype="<u4").tolist()
+    return tuple(n // 2 % dimensions for n in numbers), tuple(1.0 if n % 2 else -1.0 for n in numbers)
 
 
-@lru_cache(maxsize=1 << 12)
 def vector_of(text: str, dimensions: int) -> NDArray[np.float32]:
-    """The unit vector that this API answers for a text, the same in every process; shared, so not to be changed."""
-    words = re.findall(r"\w+", text.lower()) or [text]
-    positions, signs = zip(*(_features(word, dimensions) for word in words), strict=True)
-    vector = np.bincount(np.concatenate(positions), weights=np.concatenate(signs), minlength=dimensions)
+    """The unit vector that this API answers for a text; the same in every process."""
+    features = [_features(word, dimensions) for word in re.findall(r"\w+", text.lower()) or [text]]
+    positions = [position for places, _ in features for position in places]
+    signs = [sign for _, signs in features for sign in signs]
+    vector = np.bincount(positions, weights=signs, minlength=dimensions)
     if not vector.any():  # signs that cancel out; no model answers zeros
         vector[0] = 1.0
     return (vector / max(float(np.linalg.norm(vector)), 1e-9)).astype(np.float32)
