@@ -18,7 +18,8 @@ from app.jobs import AsyncWorker, RedisSettings, Retry, ShutdownSignals
 from app.resources import open_resources
 from app.settings import QUEUE_NAME, Settings, load_settings
 
-_AWAY_SECONDS = 5.0
+_AGAIN_SECONDS = 0.25
+_MOST_AGAIN_SECONDS = 5.0
 _GRACE_SECONDS = 25.0
 _NO_LIMIT = 2**31
 """The row counts the attempts; a job may be given back, or find Postgres away, as often as it likes."""
@@ -49,18 +50,19 @@ async def process_file_job(
     """
     processor = ctx.get("processor")
     if isinstance(processor, Processor):
-        return await _process(processor, UUID(ingestion_id))
+        return await _process(ctx, processor, UUID(ingestion_id))
     async with open_resources(load_settings(), role="stock-worker") as resources:
         processor = Processor(resources, name=worker_name())
         async with processor.keeping_leases():
-            return await _process(processor, UUID(ingestion_id))
+            return await _process(ctx, processor, UUID(ingestion_id))
 
 
-async def _process(processor: Processor, ingestion_id: UUID) -> dict[str, object]:
+async def _process(ctx: dict[str, Any], processor: Processor, ingestion_id: UUID) -> dict[str, object]:
     try:
         outcome = await processor.process(ingestion_id)
     except Transient as exc:
-        raise Retry(_AWAY_SECONDS) from exc
+        doublings = min(int(ctx.get("job_try", 1)) - 1, 10)
+        raise Retry(min(_AGAIN_SECONDS * 2**doublings, _MOST_AGAIN_SECONDS)) from exc
     match outcome:
         case Failed(code, message):
             raise Unprocessable(code, f"{code}: {message}")

@@ -15,14 +15,17 @@ from dataclasses import dataclass, field
 import anyio
 import structlog
 
-from app.db import Pool, connection, open_pool
+from app.db import Connection, DatabaseUnavailable, Pool, connection, open_pool
 from app.errors import Transient
+from app.records.expired_leases import give_back_unanswered
 from app.records.ingestions import Claim, extend_leases
 
 logger = structlog.stdlib.get_logger(__name__)
 
 _TICKS_A_LEASE = 30
 _END_SECONDS = 2.0
+_UNDER_WAY_SECONDS = 1.0
+"""Until Postgres reckons back from its own clock; so shortly before us, no predecessor of our name was at work."""
 
 
 @dataclass(slots=True, eq=False)
@@ -31,6 +34,32 @@ class Lease:
 
     held: Claim
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+
+
+class Doubts:
+    """The time in which answers to claims were lost; it grows in one thread and is looked at in another."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._span: tuple[float, float] | None = None
+
+    @property
+    def span(self) -> tuple[float, float] | None:
+        """From when to when, by the monotonic clock; None without any."""
+        with self._lock:
+            return self._span
+
+    def add(self, began: float) -> None:
+        """An answer was lost just now; the claim was sent after `began`."""
+        with self._lock:
+            first, _ = self._span or (began, began)
+            self._span = (min(first, began), time.monotonic())
+
+    def settle(self, span: tuple[float, float]) -> None:
+        """That time has been looked at, and no answer has been lost since."""
+        with self._lock:
+            if self._span == span:
+                self._span = None
 
 
 class LeaseKeeper:
@@ -47,6 +76,7 @@ class LeaseKeeper:
         self._soon = lease_seconds / _TICKS_A_LEASE
         self._name = name
         self._leases: set[Lease] = set()
+        self._doubts = Doubts()
         self._ticked_at = time.monotonic()
         self._ended = threading.Event()
 
@@ -60,6 +90,18 @@ class LeaseKeeper:
                 yield lease
         finally:
             self._leases.discard(lease)
+
+    @contextmanager
+    def claiming(self) -> Iterator[None]:
+        """For a claim. If its answer is lost, Postgres may have made it, and nobody works on it: the beat gives it
+        back. Otherwise its lease would have to end, and the file would be a crash nearer to being poison.
+        """
+        began = time.monotonic()
+        try:
+            yield
+        except DatabaseUnavailable:
+            self._doubts.add(began)
+            raise
 
     @asynccontextmanager
     async def keeping(self) -> AsyncIterator[None]:
@@ -100,11 +142,11 @@ class LeaseKeeper:
                 pool = pool or await open_pool(
                     self._database_url, max_size=1, application_name=f"sluice-leases-{self._name}"[:63]
                 )
-                if not self._leases:
+                if not self._leases and self._doubts.span is None:
                     continue
                 if time.monotonic() - self._ticked_at > self._dead_loop_seconds:
                     logger.error("the event loop does not turn, so its leases are not extended", worker=self._name)
-                elif not await self._beat(pool):
+                elif not await self._beat(pool) or self._doubts.span is not None:
                     pause = self._soon
             except Transient as exc:
                 # the leases may end meanwhile; the fence then keeps late writes out
@@ -124,7 +166,23 @@ class LeaseKeeper:
         leases = {(lease.held.ingestion_id, lease.held.fence): lease for lease in list(self._leases)}
         async with connection(pool) as conn:
             ours = await extend_leases(conn, list(leases), lease_seconds=self._lease_seconds)
+            await self._give_back_unanswered(conn)
         for claim, lease in leases.items():
             if claim not in ours:
                 self._loop.call_soon_threadsafe(lease.scope.cancel)
         return all(ours.values())
+
+    async def _give_back_unanswered(self, conn: Connection) -> None:
+        span, now = self._doubts.span, time.monotonic()
+        if span is None or now - span[1] < self._soon:  # who was answered just then may not hold it yet
+            return
+        given_back = await give_back_unanswered(
+            conn,
+            worker=self._name,
+            held=[(lease.held.ingestion_id, lease.held.fence) for lease in list(self._leases)],
+            from_seconds_ago=now - span[0] + _UNDER_WAY_SECONDS,
+            to_seconds_ago=now - span[1],
+        )
+        self._doubts.settle(span)
+        if given_back:
+            logger.warning("claims without an answer given back", ingestions=given_back)

@@ -18,7 +18,7 @@ from app.records.expired_leases import take_back_expired
 from app.records.hints import note_withdrawn, overtaken_hints, take_unhinted
 from app.records.ingestions import Claim
 from app.records.queue_epochs import note_epoch
-from app.records.turns import NOBODY, claim_due, turn_after, users_waiting
+from app.records.turns import NOBODY, users_waiting
 from app.resources import Resources
 from app.ringing import ring
 
@@ -181,17 +181,8 @@ async def _drain(processor: Processor, group: TaskGroup, limiter: anyio.Capacity
     free = int(limiter.available_tokens)
     if free < 1:
         return 0
-    settings = processor.resources.settings
     with anyio.CancelScope(shield=True):  # claimed is claimed: whoever is cancelled then gives it back in `run`
-        async with transaction(processor.resources.pool) as conn:
-            claims = await claim_due(
-                conn,
-                limit=free,
-                lease_seconds=settings.lease_seconds,
-                worker=processor.name,
-                after=processor.last_served,
-            )
-    processor.last_served = turn_after(claims, processor.last_served)
+        claims = await processor.claim_due(free)
     for held in claims:
         borrower = object()
         limiter.acquire_on_behalf_of_nowait(borrower)

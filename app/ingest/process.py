@@ -15,7 +15,7 @@ from app.ingest.leases import LeaseKeeper
 from app.ingest.outcomes import Completed, Failed, Outcome, RetryLater, Superseded, TookTooLong, outcome_of
 from app.ingest.prepare import prepare
 from app.records.ingestions import Claim, Hint, claim, fail, give_back, note_progress, retry_later
-from app.records.turns import NOBODY, put_off_others
+from app.records.turns import NOBODY, claim_due, put_off_others, turn_after
 from app.resources import Resources
 
 _WRITERS = 2
@@ -43,7 +43,7 @@ class Processor:
     def __init__(self, resources: Resources, *, name: str) -> None:
         self.resources = resources
         self.name = name
-        self.last_served = NOBODY  # the user to whom the drain came last
+        self._last_served = NOBODY  # the user to whom the drain came last
         self._leases = LeaseKeeper(
             resources.settings.database_url, lease_seconds=resources.settings.lease_seconds, name=name
         )
@@ -63,6 +63,17 @@ class Processor:
                     await self._give_back(held)
             raise
         return Superseded() if held is None else await self.run(held)
+
+    async def claim_due(self, limit: int) -> list[Claim]:
+        """Claim up to `limit` due files without a queue; users take turns."""
+        lease_seconds = self.resources.settings.lease_seconds
+        with self._leases.claiming():
+            async with transaction(self.resources.pool) as conn:
+                claims = await claim_due(
+                    conn, limit=limit, lease_seconds=lease_seconds, worker=self.name, after=self._last_served
+                )
+        self._last_served = turn_after(claims, self._last_served)
+        return claims
 
     async def run(self, held: Claim) -> Outcome:
         """Run a claimed ingestion and settle it; a cancelled run (shutdown) gives its claim back."""
@@ -90,8 +101,9 @@ class Processor:
 
     async def _claim(self, ingestion_id: UUID) -> Claim | None:
         lease_seconds = self.resources.settings.lease_seconds
-        async with connection(self.resources.pool) as conn:
-            return await claim(conn, ingestion_id, lease_seconds=lease_seconds, worker=self.name)
+        with self._leases.claiming():
+            async with connection(self.resources.pool) as conn:
+                return await claim(conn, ingestion_id, lease_seconds=lease_seconds, worker=self.name)
 
     async def _attempt(self, held: Claim) -> Outcome:
         settings = self.resources.settings

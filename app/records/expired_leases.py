@@ -1,6 +1,10 @@
 """What nobody works on any more, though somebody has claimed it."""
 
+from collections.abc import Sequence
+from uuid import UUID
+
 from app.db import Connection
+from app.records.ingestions import GIVE_BACK
 
 
 async def take_back_expired(conn: Connection, *, most_crashes: int, apart_seconds: float) -> int:
@@ -43,5 +47,37 @@ async def take_back_expired(conn: Connection, *, most_crashes: int, apart_second
         """,
         most_crashes,
         apart_seconds,
+    )
+    return len(rows)
+
+
+async def give_back_unanswered(
+    conn: Connection,
+    *,
+    worker: str,
+    held: Sequence[tuple[UUID, int]],
+    from_seconds_ago: float,
+    to_seconds_ago: float,
+) -> int:
+    """Queue again what `worker` claimed in that time without hearing of it: its connection broke at that moment.
+
+    `held` are the (ingestion id, fence) pairs that it knows of. Rivals are left alone: whoever has locked such a
+    row changes its state, or its lease ends.
+    """
+    rows = await conn.fetch(
+        f"""
+        {GIVE_BACK} WHERE id IN (
+            SELECT id FROM ingestions
+            WHERE state = 'running' AND leased_by = $1
+              AND started_at BETWEEN now() - make_interval(secs => $2) AND now() - make_interval(secs => $3)
+              AND (id, fence) NOT IN (SELECT * FROM unnest($4::uuid[], $5::int[]))
+            FOR UPDATE SKIP LOCKED
+        ) RETURNING id
+        """,
+        worker,
+        from_seconds_ago,
+        to_seconds_ago,
+        [ingestion_id for ingestion_id, _ in held],
+        [fence for _, fence in held],
     )
     return len(rows)

@@ -355,17 +355,20 @@ async def retry_later(
     return Hint(held.ingestion_id, held.user_id, held.embedding_key_id, held.fence + 1, delay_seconds)
 
 
+GIVE_BACK = """
+    UPDATE ingestions SET state = 'queued', stage = 'queued', lease_until = NULL, hinted_at = NULL,
+        attempts = attempts - 1
+"""
+"""It costs neither an attempt nor a crash; the sweep rings for it."""
+
+
 async def give_back(conn: Connection, held: Claim) -> bool:
     """Return an attempt that a shutdown interrupted; it does not count. False when the claim was lost.
 
     The sweep rings for it: a drained file has no job in the queue, and a job that was given back rings twice.
     """
     given_back = await conn.fetchval(
-        """
-        UPDATE ingestions SET state = 'queued', stage = 'queued', lease_until = NULL, hinted_at = NULL,
-            attempts = attempts - 1
-        WHERE id = $1 AND fence = $2 AND state = 'running' RETURNING id
-        """,
+        f"{GIVE_BACK} WHERE id = $1 AND fence = $2 AND state = 'running' RETURNING id",
         held.ingestion_id,
         held.fence,
     )

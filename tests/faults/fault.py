@@ -8,7 +8,7 @@ from tests.faults.harness import Harness
 
 @dataclass(frozen=True)
 class Fault:
-    """`may` holds words of `tests.faults.promises`: REFUSED, REPEATED, API_LOST."""
+    """`may` holds words of `tests.faults.promises`: REFUSED, REPEATED, LOST, API_LOST."""
 
     inject: Callable[[Harness], None]
     may: frozenset[str]

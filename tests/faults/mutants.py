@@ -88,6 +88,12 @@ MUTANTS = {
         only=("freeze_parsers", "slow_postgres"),
         shows="attempts",
     ),
+    "claims without an answer are left to their leases": Mutant(
+        "app/ingest/leases.py",
+        (("self._doubts.add(began)", "pass"),),
+        only=("cut_postgres", "end_backends"),
+        shows="[1-9] lost",
+    ),
     "a limited rate costs an attempt": Mutant(
         "app/ingest/outcomes.py",
         (("pause, message, costs_attempt=False", "pause, message"),),

@@ -22,7 +22,7 @@ from app.settings import Settings
 from tests.faults.uploads import NUL
 from tests.support.fake_openai import vector_of
 
-REFUSED, REPEATED, API_LOST = "refused", "repeated", "api lost"
+REFUSED, REPEATED, LOST, API_LOST = "refused", "repeated", "lost", "api lost"
 """What a fault may lead to besides: uploads are refused, files take more than one attempt, API processes end."""
 _MOST_VECTORS = 300
 _NEAR = 0.99
@@ -57,14 +57,17 @@ class Promises:
         """Those of all batches that have not been seen to settle."""
         return {each for ingestions in self.open_batches.values() for each in ingestions}
 
-    def settle(self, pages: dict[str, dict[str, Any]], repeated: dict[str, str]) -> list[str]:
+    def settle(self, pages: dict[str, dict[str, Any]], repeated: dict[str, tuple[int, int]]) -> list[str]:
         """Hold what became of every open batch against what was promised, and start afresh.
 
-        `repeated`: what is to be said of the ingestions that took more than one attempt.
+        `repeated`: (attempts, those whose lease ended) of the ingestions that took more than one.
         """
         wrong = [each for batch, page in pages.items() for each in self._wrong_in(batch, page)]
-        if REPEATED not in self.may:
-            wrong += [f"ingestion {each} {what}" for each, what in repeated.items()]
+        wrong += [
+            f"ingestion {each} took {attempts} attempts, {lost} lost"
+            for each, (attempts, lost) in repeated.items()
+            if REPEATED not in self.may or (lost and LOST not in self.may)
+        ]
         self.open_batches.clear()
         self.stores.clear()
         self.may_fail.clear()

@@ -25,8 +25,8 @@ async def connected(database_url: str) -> AsyncIterator[asyncpg.Connection]:
         await conn.close()
 
 
-async def repeated(database_url: str, ingestions: list[str]) -> dict[str, str]:
-    """Which of these took more than one attempt, and what to say of them."""
+async def repeated(database_url: str, ingestions: list[str]) -> dict[str, tuple[int, int]]:
+    """Which of these took more than one attempt: how many, and how many of them were lost with their lease."""
     async with connected(database_url) as conn:
         rows = await conn.fetch(
             """
@@ -35,9 +35,7 @@ async def repeated(database_url: str, ingestions: list[str]) -> dict[str, str]:
             """,
             [from_wire("ing", each) for each in ingestions],
         )
-    return {
-        to_wire("ing", each["id"]): f"took {each['attempts']} attempts, {each['crashes']} lost" for each in rows
-    }
+    return {to_wire("ing", each["id"]): (each["attempts"], each["crashes"]) for each in rows}
 
 
 async def has_failed(database_url: str, code: str, seconds: float) -> bool:

@@ -2,7 +2,9 @@
 
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
+from urllib.parse import parse_qs, urlsplit
 from uuid import UUID
 
 import pytest
@@ -22,6 +24,7 @@ from app.settings import LOCAL_DIMENSIONS, LOCAL_MODEL, Settings
 from app.vector.chunks import delete_chunks
 from app.vector.shards import ensure_shard
 from tests.support.fake_openai import FakeOpenAI
+from tests.support.proxy import Proxy
 
 TEXT = "The lamp is lit half an hour before sunset. In fog the keeper sounds two blasts every minute. " * 40
 
@@ -37,6 +40,16 @@ class Workbench:
         """The same bench under other settings."""
         settings = self.resources.settings.model_copy(update=changes)
         return Workbench(replace(self.resources, settings=settings), self.owner)
+
+    @asynccontextmanager
+    async def from_afar(self) -> AsyncIterator[tuple["Workbench", Proxy]]:
+        """The same bench in another process, as it were, and its wire to Postgres."""
+        place = urlsplit(self.resources.settings.database_url)
+        with Proxy(f"{parse_qs(place.query)['host'][0]}/.s.PGSQL.5432") as wire:
+            far = f"postgresql://postgres@127.0.0.1:{wire.port}{place.path}"
+            settings = self.resources.settings.model_copy(update={"database_url": far})
+            async with open_resources(settings, role="far") as resources:
+                yield Workbench(resources, self.owner), wire
 
     async def store(self, *, model: str = LOCAL_MODEL, dimensions: int = LOCAL_DIMENSIONS) -> UUID:
         store_id = new_id()

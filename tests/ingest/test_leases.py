@@ -11,11 +11,12 @@ from typing import Any
 from uuid import UUID
 
 import asyncpg
+import pytest
 
-from app.db import transaction
+from app.db import DatabaseUnavailable, connection, transaction
 from app.ingest.leases import LeaseKeeper
 from app.ingest.outcomes import Completed, Superseded
-from app.records.expired_leases import take_back_expired
+from app.records.expired_leases import give_back_unanswered, take_back_expired
 from app.records.ingestions import claim
 from app.records.store_files import detach_all
 from tests.ingest.conftest import Workbench
@@ -165,3 +166,53 @@ async def test_of_two_attempts_at_a_row_in_one_process_the_older_one_is_stopped(
             await asyncio.wait_for(asyncio.Event().wait(), 10)
         assert lost.scope.cancel_called
         assert not kept.scope.cancel_called
+
+
+@pytest.mark.parametrize("drains", [False, True])
+async def test_a_claim_whose_answer_is_lost_costs_neither_a_lease_nor_a_crash(
+    bench: Workbench, *, drains: bool
+) -> None:
+    store = await bench.store()
+    ingestion = await bench.attach(await bench.file(), [store])
+    async with bench.from_afar() as (far, wire), far.processor.keeping_leases(), asyncio.timeout(20):
+        wire.answer_to_swallow = b"COMMIT" if drains else b"a.txt"
+        claiming: asyncio.Future[object] = asyncio.ensure_future(
+            far.processor.claim_due(1) if drains else far.processor.process(ingestion)
+        )
+        while wire.answer_to_swallow is not None:
+            await asyncio.sleep(0.01)
+        wire.reset()
+        with pytest.raises(DatabaseUnavailable):
+            await claiming
+        assert (await bench.row(ingestion)).state == "running"
+        while (await bench.row(ingestion)).state == "running":  # nobody sweeps here
+            await asyncio.sleep(0.01)
+        row = await bench.row(ingestion)
+        assert (row.state, row.attempts, row.crashes) == ("queued", 0, 0)
+        assert isinstance(await far.processor.process(ingestion), Completed)
+    assert await bench.findings() == []
+
+
+async def test_what_was_claimed_when_no_answer_was_lost_is_left_alone(bench: Workbench) -> None:
+    store = await bench.store()
+    held, predecessors, others = [await bench.attach(await bench.file(f"{n}"), [store]) for n in range(3)]
+    name = bench.processor.name
+
+    async def claimed(ingestion: UUID, worker: str) -> tuple[UUID, int]:
+        async with connection(bench.resources.pool) as conn:
+            claim_ = await claim(conn, ingestion, lease_seconds=30, worker=worker)
+        assert claim_ is not None
+        return ingestion, claim_.fence
+
+    await claimed(predecessors, name)  # a worker of this name that died; its file may be what killed it
+    began = await bench.sql("SELECT clock_timestamp()")
+    known = await claimed(held, name)
+    await claimed(others, "another")
+    ago = await bench.sql("SELECT extract(epoch FROM clock_timestamp() - $1)::float8", began)
+    assert isinstance(ago, float)
+    async with connection(bench.resources.pool) as conn:
+        given_back = await give_back_unanswered(
+            conn, worker=name, held=[known], from_seconds_ago=ago, to_seconds_ago=0.0
+        )
+    assert given_back == 0
+    assert await bench.sql("SELECT count(*) FROM ingestions WHERE state = 'running'") == 3

@@ -2,7 +2,6 @@
 
 import asyncio
 from dataclasses import replace
-from urllib.parse import parse_qs, urlsplit
 from uuid import UUID
 
 import pytest
@@ -21,7 +20,6 @@ from app.settings import KeyEncryptionKey
 from tests.conftest import KEK
 from tests.ingest.conftest import TEXT, Workbench
 from tests.support.fake_openai import FakeOpenAI, Held, Status
-from tests.support.proxy import Proxy
 
 
 async def test_a_file_in_three_stores_is_embedded_once(paid: Workbench, provider: FakeOpenAI) -> None:
@@ -78,13 +76,9 @@ async def test_vectors_are_paid_for_once_though_postgres_goes_away_while_they_ar
     ingestion = await paid.attach(
         await paid.file(), [await paid.store(model="text-embedding-3-small", dimensions=8)]
     )
-    place = urlsplit(paid.resources.settings.database_url)
-    with Proxy(f"{parse_qs(place.query)['host'][0]}/.s.PGSQL.5432") as wire:
+    async with paid.from_afar() as (far, wire):
         wire.cut_at, wire.cuts_after = word, is_committed
-        far = f"postgresql://postgres@127.0.0.1:{wire.port}{place.path}"
-        settings = paid.resources.settings.model_copy(update={"database_url": far})
-        async with open_resources(settings, role="far") as resources:
-            outcome = await Workbench(resources, paid.owner).processor.process(ingestion)
+        outcome = await far.processor.process(ingestion)
         assert wire.cut_at is None
     assert isinstance(outcome, Completed)
     assert await paid.sql("SELECT count(*) FROM embedded_texts") == outcome.chunks

@@ -134,8 +134,10 @@ async def test_a_claim_does_not_wait_for_who_changes_the_file(bench: Workbench) 
     ingestion = await bench.attach(await bench.file(), [await bench.store()])
     async with transaction(bench.resources.pool) as conn:
         await conn.execute("SELECT FROM ingestions WHERE id = $1 FOR UPDATE", ingestion)
-        with pytest.raises(Retry):
-            await process_file_job({"processor": bench.processor}, ingestion.hex, "", None)
+        for job_try, milliseconds in ((1, 250), (3, 1000), (9999, 5000)):
+            with pytest.raises(Retry) as refused:
+                await process_file_job({"processor": bench.processor, "job_try": job_try}, ingestion.hex, "", None)
+            assert refused.value.defer_score == milliseconds
     assert isinstance(await bench.processor.process(ingestion), Completed)
 
 

@@ -75,7 +75,7 @@ POINTS = {
     "job_started": FailPoint(BEFORE, "app.ingest.process", "claim", "RQ's job runs, its row is not claimed"),
     "claimed": FailPoint(AFTER, "app.ingest.process", "claim", "the row is claimed, nothing is done", with_effect),
     "drained": FailPoint(
-        AFTER, "app.ingest.maintenance", "claim_due", "claims without a queue, not committed", with_effect
+        AFTER, "app.ingest.process", "claim_due", "claims without a queue, not committed", with_effect
     ),
     "reading": FailPoint(BEFORE, "app.ingest.prepare", "_extract", "before a file is read"),
     "extracted": FailPoint(AFTER, "app.ingest.prepare", "_extract", "a file is read and cut"),

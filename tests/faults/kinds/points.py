@@ -14,7 +14,7 @@ from tests.faults.harness import Harness
 from tests.faults.inside.fail_points import POINTS, FailPoint, arm, disarm, is_armed
 from tests.faults.kinds import provider, servers, users
 from tests.faults.kinds.processes import LONGER_THAN_THE_LEASE, end_worker_at_once, kill_worker
-from tests.faults.promises import API_LOST, REFUSED, REPEATED
+from tests.faults.promises import API_LOST, LOST, REFUSED, REPEATED
 from tests.faults.uploads import LARGE
 
 _MEET_SECONDS = 8.0
@@ -124,7 +124,7 @@ def _fault_at(name: str, point: FailPoint) -> Fault:
 
     fault.__name__ = f"at_{name}"
     fault.__doc__ = f"A process is killed or frozen there: {point.situation}"
-    return Fault(fault, frozenset({REFUSED, REPEATED, API_LOST}))
+    return Fault(fault, frozenset({REFUSED, REPEATED, LOST, API_LOST}))
 
 
 FAULTS = tuple(_fault_at(name, point) for name, point in POINTS.items())

@@ -20,7 +20,7 @@ from tests.faults.fault import faults
 from tests.faults.harness import API_PROCESSES, EXTRACTION_SECONDS, LEASE_SECONDS, Harness, name_of
 from tests.faults.inside import fail_points
 from tests.faults.kinds.users import cancel, delete
-from tests.faults.promises import API_LOST, REFUSED, REPEATED
+from tests.faults.promises import API_LOST, LOST, REFUSED, REPEATED
 from tests.faults.rows import held_by
 from tests.faults.uploads import LARGE
 from tests.support.fake_openai import Held
@@ -270,7 +270,7 @@ def _signal(process: psutil.Process, number: signal.Signals) -> bool:
 
 FAULTS = (
     faults(end_worker, end_worker_at_once, skew_clock, previous_version, freeze_parsers)
-    + faults(kill_worker, freeze_worker, freeze_worker_and_withdraw, kill_zygote, late_verdict, may=(REPEATED,))
-    + faults(kill_parsers, may=(REPEATED,))
+    + faults(kill_worker, freeze_worker, freeze_worker_and_withdraw, late_verdict, may=(REPEATED, LOST))
+    + faults(kill_zygote, kill_parsers, may=(REPEATED,))
     + faults(kill_api, freeze_api, rolling_restart, may=(REFUSED, API_LOST))
 )

@@ -13,7 +13,7 @@ import redis
 
 from tests.faults.fault import faults
 from tests.faults.harness import LEASE_SECONDS, Harness
-from tests.faults.promises import REFUSED, REPEATED
+from tests.faults.promises import LOST, REFUSED, REPEATED
 from tests.faults.rows import files_named
 from tests.support.proxy import Proxy
 
@@ -208,7 +208,6 @@ FAULTS = (
         slow_postgres, ring_twice, forge_jobs,
     )
     + faults(fill_disk, may=(REFUSED,))
-    + faults(
-        restart_postgres, end_backends, cut_postgres, cut_at_commit, part_from_postgres, may=(REFUSED, REPEATED)
-    )
+    + faults(end_backends, cut_postgres, cut_at_commit, may=(REFUSED, REPEATED))
+    + faults(restart_postgres, part_from_postgres, may=(REFUSED, REPEATED, LOST))
 )  # fmt: skip
