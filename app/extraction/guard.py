@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from app.errors import FailureCode, Transient, Unprocessable
-from app.extraction.values import TOO_MUCH_TEXT, Chunking, ExtractionLimits
+from app.extraction.values import NOT_FENCED_IN, TOO_MUCH_TEXT, Chunking, ExtractionLimits
 
 _PROJECT = Path(__file__).resolve().parents[2]
 _KILLED_STATUS_SECONDS = 5.0
@@ -46,6 +46,10 @@ class ParserKilled(Transient):
     """The parser was killed while it read this document, as the kernel does when the machine is short of memory."""
 
     gives_up_as = "parser_memory"
+
+
+class NotFencedIn(Transient):
+    """The system did not let the parser give up its rights, so the document was not read."""
 
 
 class ZygoteGone(Exception):
@@ -188,7 +192,7 @@ class GuardedParser:
 
         Raises:
             Unprocessable: the document's fault, or a limit; the child is gone in any case.
-            Transient: the zygote died twice, or somebody killed the child.
+            Transient: the zygote died twice, somebody killed the child, or it could not be fenced in.
         """
         limits = self._limits
         request = {
@@ -245,7 +249,7 @@ class GuardedParser:
         return _understood(raw)
 
 
-def _error_of(end: ChildEnd) -> Unprocessable | ParserKilled:
+def _error_of(end: ChildEnd) -> Unprocessable | Transient:
     """What the end of a child means. Its own limit it meets by an error or a signal: who kills it is the kernel,
     and that may be another document's fault.
     """
@@ -254,6 +258,8 @@ def _error_of(end: ChildEnd) -> Unprocessable | ParserKilled:
         return _failure("parser_timeout")
     if end.wanted_memory:
         return _failure("parser_memory")
+    if os.waitstatus_to_exitcode(end.status) == NOT_FENCED_IN:
+        return NotFencedIn()
     return ParserKilled() if killed_by == signal.SIGKILL else _failure("parser_crashed")
 
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from app.errors import BadRequest
 
 TOO_MUCH_TEXT = "The document holds more text than EXTRACTION_MAX_CHARACTERS allows; split it."
+NOT_FENCED_IN = 71
+"""The status of a child that the system did not let limit itself; `EX_OSERR` of sysexits.h."""
 _LEAST_TOKENS, _MOST_TOKENS = 100, 4096
 
 

@@ -24,7 +24,7 @@ from app.errors import Unprocessable
 from app.extraction import sandbox
 from app.extraction.parsers import Bounds, read_text
 from app.extraction.texts import clean, cut, splitter_for
-from app.extraction.values import Chunking
+from app.extraction.values import NOT_FENCED_IN, Chunking
 
 _MOST_REQUEST_BYTES = 65536
 _PR_SET_PDEATHSIG = 1
@@ -145,8 +145,10 @@ class _Server:
             try:
                 signal.set_wakeup_fd(-1)
                 _speak_to(words)
+                status = NOT_FENCED_IN
                 _limit(request, zygote)
                 sandbox.enter()
+                status = 1
                 _keep_only(document, pipe)
                 _run_child(request, document, pipe, self._read)
                 status = 0

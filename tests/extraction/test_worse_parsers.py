@@ -14,7 +14,7 @@ import pytest
 
 from app.errors import FailureCode, Unprocessable
 from app.extraction import Chunking, ExtractedDocument, Extractor, sandbox
-from app.extraction.guard import ParserKilled
+from app.extraction.guard import NotFencedIn, ParserKilled
 from tests.extraction.conftest import LIMITS, children_of, is_running, until
 
 WORSE = "tests.extraction.worse_zygote"
@@ -117,6 +117,14 @@ async def test_a_parser_finds_nothing_of_ours(worse: Extractor, tmp_path: Path, 
         "TOKIO_WORKER_THREADS", "LD_LIBRARY_PATH",  # the last is set by kreuzberg itself
     }  # fmt: skip
     assert (seen["open"], seen["pipes"]) == (1, 1), "the pipe for the answer, and nothing else"
+
+
+@pytest.mark.skipif(bool(sandbox.missing()), reason=f"this kernel lacks {sandbox.missing()}")
+async def test_a_document_whose_parser_cannot_be_fenced_in_is_tried_again_unread(tmp_path: Path) -> None:
+    async with Extractor(LIMITS, zygote="tests.extraction.full_zygote") as full:
+        with pytest.raises(NotFencedIn):
+            await told(full, tmp_path, "be read")
+        assert_no_children(full)
 
 
 @pytest.mark.skipif(bool(sandbox.missing()), reason=f"this kernel lacks {sandbox.missing()}")
