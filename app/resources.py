@@ -1,8 +1,9 @@
 """What both roots run on: pools, Redis, blob store, embedder, extractor; opened in order, closed in reverse."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import anyio
 
@@ -25,6 +26,8 @@ class Resources:
     doorbell: Doorbell
     embedder: Embedder
     extractor: Extractor
+    large_file: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by the one file in work whose vectors take much memory."""
 
 
 def _redis(settings: Settings) -> ArqRedis | None:

@@ -152,6 +152,12 @@ class Settings(BaseSettings):
         description="Most tokens that one file may cost, overlaps included, before they are paid for.",
     )
     extraction_max_characters: int = Field(20_000_000, ge=1, description="Longest text taken from a file.")
+    large_file_bytes: int = Field(
+        64 * 1024**2,
+        ge=0,
+        description="Of files whose vectors take more than this, a worker embeds and writes one at a time: it "
+        "holds them all in memory.",
+    )
     database_patience_seconds: float = Field(
         30, ge=0, description="How long API and workers wait at their start for a Postgres that is away."
     )

@@ -11,7 +11,7 @@ from app.embedding.local import LocalEmbeddings
 from app.embedding.openai_api import OpenAIEmbeddings
 from app.embedding.packing import Call, estimated_tokens
 from app.embedding.room import Room
-from app.embedding.values import Answered, Embedded, EmbeddingCredential, EmbeddingModel
+from app.embedding.values import Answered, Embedded, EmbeddingCredential, EmbeddingModel, to_halves
 from app.errors import Unprocessable
 from app.settings import LOCAL_DIMENSIONS
 
@@ -88,7 +88,7 @@ class Embedder:
         Raises:
             as `embed_as_answered`.
         """
-        vectors = np.empty((len(texts), model.dimensions), dtype=np.float32)
+        vectors = np.empty((len(texts), model.dimensions), dtype=np.float16)
         billed_tokens = 0
         async for answered in self.embed_as_answered(texts, model=model, credential=credential):
             vectors[answered.rows] = answered.vectors
@@ -139,4 +139,6 @@ class Embedder:
         estimated_tokens(texts)  # refuses what no embedder takes
         for start in range(0, len(texts), LOCAL_TEXTS):
             part = texts[start : start + LOCAL_TEXTS]
-            yield Answered(range(start, start + len(part)), await self._local.embed(part), billed_tokens=0)
+            yield Answered(
+                range(start, start + len(part)), to_halves(await self._local.embed(part)), billed_tokens=0
+            )

@@ -10,11 +10,12 @@ from itertools import accumulate, pairwise
 import numpy as np
 
 from app.embedding.answers import Answer
-from app.embedding.values import Answered
+from app.embedding.values import Answered, to_halves
 from app.errors import SluiceError, Unprocessable
 
 MAX_TOKENS = 250_000  # of the 300,000 that OpenAI allows a request
 BYTES_PER_TOKEN = 2  # low on purpose: English has 4, the worst scripts about 2
+MOST_ANSWERED_AT_ONCE = 2048
 TURN_TEXTS = 32  # how many texts of one call leave before another call has its turn
 
 
@@ -44,7 +45,7 @@ class Call:
         self.tokens = estimated_tokens(texts)
         self.sent = 0  # the first so many texts have left
         self._missing = len(texts)
-        self._answered: list[Answered] = []
+        self._answered: deque[Answered] = deque()
         self._error: SluiceError | None = None
         self._requests = 0  # under way
         self._is_closed = False
@@ -56,12 +57,14 @@ class Call:
         return self._is_closed or self._error is not None or not self._missing
 
     async def answers(self) -> AsyncGenerator[Answered]:
-        """The vectors as they arrive, each text's once; of what went wrong, the first error, at the end."""
+        """The vectors as they arrive, each text's once; of what went wrong, the first error, at the end.
+
+        What has come since the last time comes as one, as far as it is not too much to be worked on at once.
+        """
         try:
             while self._missing or self._answered:
                 if self._answered:
-                    answered, self._answered = self._answered, []
-                    yield _as_one(answered)
+                    yield _as_one(_taken(self._answered, texts=MOST_ANSWERED_AT_ONCE))
                 elif self._error is not None and not self._requests:
                     raise self._error
                 else:
@@ -85,9 +88,12 @@ class Call:
             self._changed.set()
 
     def fill(self, part: "Part", answer: Answer, *, at: int, billed_tokens: int) -> None:
-        """Take this call's rows, from row `at`, out of the answer to a request that it shared."""
-        rows = range(part.start, part.stop)
-        self._answered.append(Answered(rows, answer.vectors[at : at + len(part)], billed_tokens))
+        """Take this call's rows, from row `at`, out of the answer to a request that it shared.
+
+        A provider may be faster than whoever takes them; then all of a book wait here.
+        """
+        vectors = to_halves(answer.vectors[at : at + len(part)])
+        self._answered.append(Answered(range(part.start, part.stop), vectors, billed_tokens))
         self._missing -= len(part)
         self._changed.set()
 
@@ -95,6 +101,16 @@ class Call:
         """Let the call end with an error, unless it has one already."""
         self._error = self._error or error
         self._changed.set()
+
+
+def _taken(waiting: deque[Answered], *, texts: int) -> list[Answered]:
+    """The first of them, and more while they are not more than `texts`."""
+    taken = [waiting.popleft()]
+    texts -= len(taken[0].rows)
+    while waiting and len(waiting[0].rows) <= texts:
+        texts -= len(waiting[0].rows)
+        taken.append(waiting.popleft())
+    return taken
 
 
 def _as_one(answered: Sequence[Answered]) -> Answered:

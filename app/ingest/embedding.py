@@ -56,9 +56,7 @@ async def embed_texts(
     )
     async with aclosing(answers):
         async for answered in answers:
-            with np.errstate(over="ignore"):  # the codec refuses what does not fit, with a reason
-                halves = answered.vectors.astype(_HALF)
-            fresh = dict(zip((missing[row] for row in answered.rows), halves, strict=True))
+            fresh = dict(zip((missing[row] for row in answered.rows), answered.vectors, strict=True))
             known |= fresh
             if not order.model.is_local:
                 await _keep(resources, order, fresh, bill=bill, billed_tokens=answered.billed_tokens)

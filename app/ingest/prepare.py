@@ -1,8 +1,8 @@
 """Everything before the write: read, extract, chunk, embed, encode. No connection is held meanwhile."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 
 import structlog
@@ -12,13 +12,13 @@ from app.db import Connection, connection
 from app.embedding import EmbeddingModel
 from app.errors import Broken, Transient, Unprocessable
 from app.extraction import Chunking
-from app.ingest.embedding import EmbeddingOrder, embed_texts
+from app.ingest.embedding import EmbeddingOrder, Vector, embed_texts
 from app.records.files import blob_key
 from app.records.ingestions import Claim, note_billed, note_progress
 from app.records.store_files import list_targets
 from app.resources import Resources
 from app.ringing import ring_for_next
-from app.vector.codec import EncodedChunks, encode_chunks
+from app.vector.codec import EncodedChunks, encode_chunks, vector_bytes
 
 logger = structlog.stdlib.get_logger(__name__)
 
@@ -31,8 +31,11 @@ class PreparedFile:
     encoded: Mapping[EmbeddingModel, EncodedChunks]
 
 
-async def prepare(resources: Resources, held: Claim) -> PreparedFile:
+@asynccontextmanager
+async def prepared(resources: Resources, held: Claim) -> AsyncIterator[PreparedFile]:
     """Extract, chunk and embed a claimed file, for as many models as its stores use: usually one.
+
+    Write it inside the block: a large file has its process's only place for such until the end of it.
 
     Raises:
         Unprocessable: the file or the key is at fault; known as early as possible, before anything is parsed
@@ -49,12 +52,15 @@ async def prepare(resources: Resources, held: Claim) -> PreparedFile:
         for credential in {order.credential for order in orders}:
             stack.enter_context(resources.embedder.room_for(credential))
         await ring_for_next(resources, held.user_id)
-        return await _work_through(resources, held, orders)
+        texts = await _extract(resources, held)
+        size_bytes = len(texts) * sum(vector_bytes(order.model.dimensions) for order in orders)
+        async with resources.large_file if size_bytes > resources.settings.large_file_bytes else nullcontext():
+            yield await _embed(resources, held, orders, texts)
 
 
-async def _work_through(resources: Resources, held: Claim, orders: Sequence[EmbeddingOrder]) -> PreparedFile:
-    texts = await _extract(resources, held)
-
+async def _embed(
+    resources: Resources, held: Claim, orders: Sequence[EmbeddingOrder], texts: Sequence[str]
+) -> PreparedFile:
     async def report(done: int) -> None:
         try:
             async with connection(resources.pool) as conn:
@@ -70,9 +76,16 @@ async def _work_through(resources: Resources, held: Claim, orders: Sequence[Embe
 
     encoded = {}
     for order in orders:
-        vectors = await embed_texts(resources, order, texts, report=report, bill=bill)
+        vectors = _handed_over(await embed_texts(resources, order, texts, report=report, bill=bill))
         encoded[order.model] = await asyncio.to_thread(encode_chunks, held.file_id, texts, vectors)
     return PreparedFile(len(texts), encoded)
+
+
+def _handed_over(vectors: list[Vector]) -> Iterator[Vector]:
+    """Each once, and then it is gone from the list: a large file's vectors and their rows would be too much."""
+    vectors.reverse()
+    while vectors:
+        yield vectors.pop()
 
 
 async def _orders(resources: Resources, held: Claim) -> list[EmbeddingOrder]:

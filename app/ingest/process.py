@@ -13,7 +13,7 @@ from app.errors import Transient, Unprocessable
 from app.ingest.commit import save_docs_to_multiple_collections
 from app.ingest.leases import LeaseKeeper
 from app.ingest.outcomes import Completed, Failed, Outcome, RetryLater, Superseded, TookTooLong, outcome_of
-from app.ingest.prepare import prepare
+from app.ingest.prepare import prepared
 from app.records.ingestions import Claim, Hint, claim, fail, give_back, note_progress, retry_later
 from app.records.turns import NOBODY, claim_due, put_off_others, turn_after
 from app.resources import Resources
@@ -121,12 +121,12 @@ class Processor:
             )
 
     async def _prepare_and_save(self, held: Claim) -> Completed | Superseded:
-        prepared = await prepare(self.resources, held)
-        chunks = prepared.chunk_count
-        async with connection(self.resources.pool) as conn:
-            await note_progress(conn, held, stage="writing", chunks_total=chunks, chunks_embedded=chunks)
-        async with self._writers, transaction(self.resources.pool) as conn:
-            stores = await save_docs_to_multiple_collections(conn, held, prepared)
+        async with prepared(self.resources, held) as file:
+            chunks = file.chunk_count
+            async with connection(self.resources.pool) as conn:
+                await note_progress(conn, held, stage="writing", chunks_total=chunks, chunks_embedded=chunks)
+            async with self._writers, transaction(self.resources.pool) as conn:
+                stores = await save_docs_to_multiple_collections(conn, held, file)
         return Superseded() if stores is None else Completed(chunks, stores)
 
     async def _settle(self, held: Claim, outcome: Outcome) -> tuple[Outcome, Hint | None]:

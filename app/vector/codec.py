@@ -5,8 +5,9 @@ int16 unused, big-endian float16 each).
 """
 
 import struct
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 from uuid import UUID
 
@@ -32,6 +33,11 @@ class EncodedChunks:
     size_bytes: int  # of texts (UTF-8) and vectors in one store: what `usage_bytes` counts
 
 
+def vector_bytes(dimensions: int) -> int:
+    """What the components of one `halfvec` take."""
+    return 2 * dimensions
+
+
 def halved(vectors: NDArray[np.floating[Any]]) -> NDArray[np.float16]:
     """Vectors in the precision of Postgres's `halfvec`.
 
@@ -48,7 +54,7 @@ def halved(vectors: NDArray[np.floating[Any]]) -> NDArray[np.float16]:
 
 
 def encode_chunks(
-    file_id: UUID, texts: Sequence[str], vectors: Sequence[NDArray[np.floating[Any]]]
+    file_id: UUID, texts: Sequence[str], vectors: Iterable[NDArray[np.floating[Any]]]
 ) -> EncodedChunks:
     """Encode `texts` and their `vectors` (each of the same dimensions) as half-precision rows.
 
@@ -58,9 +64,10 @@ def encode_chunks(
     start = struct.pack("!hi16si", len(COLUMNS), 16, file_id.bytes, 4)
     rows: list[bytes] = []
     size_bytes = 0
+    rest = iter(vectors)
     for first in range(0, len(texts), _ENCODED_AT_ONCE):  # a whole copy of a large file's vectors would be too much
-        block = halved(np.stack(vectors[first : first + _ENCODED_AT_ONCE]))
-        width = 2 * block.shape[1]
+        block = halved(np.stack(list(islice(rest, _ENCODED_AT_ONCE))))
+        width = vector_bytes(block.shape[1])
         blob = block.astype(">f2").tobytes()
         vector_head = struct.pack("!ihh", 4 + width, block.shape[1], 0)
         for number, text in enumerate(texts[first : first + _ENCODED_AT_ONCE]):

@@ -65,9 +65,9 @@ def credential(api: FakeOpenAI, *, secret: str = TEST_SECRET, key_id: str = "ser
     return EmbeddingCredential(key_id, api.base_url, SecretStr(secret))
 
 
-def expected(*texts: str) -> NDArray[np.float32]:
+def expected(*texts: str) -> NDArray[np.float16]:
     """What the fake API answers for these texts to MODEL."""
-    return np.stack([vector_of(text, MODEL.dimensions) for text in texts])
+    return np.stack([vector_of(text, MODEL.dimensions) for text in texts]).astype(np.float16)
 
 
 @pytest.fixture

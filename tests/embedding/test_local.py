@@ -20,7 +20,7 @@ async def test_the_built_in_model_needs_no_key_and_bills_nothing(embedder):
     embedded = await embedder.embed(["hello"], model=LOCAL, credential=None)
 
     assert embedded.vectors.shape == (1, 256)
-    assert embedded.vectors.dtype == np.float32
+    assert embedded.vectors.dtype == np.float16
     assert embedded.billed_tokens == 0
 
 
@@ -35,7 +35,7 @@ async def test_vectors_are_those_of_wordllama(embedder):
     ]
     original = wordllama.WordLlama.load(cache_dir=Path(wordllama.__file__).parent, disable_download=True)
 
-    np.testing.assert_allclose(await _embed(embedder, *texts), original.embed(texts, norm=True), atol=1e-6)
+    np.testing.assert_allclose(await _embed(embedder, *texts), original.embed(texts, norm=True), atol=5e-4)
 
 
 async def test_a_text_has_one_vector_whatever_stands_beside_it(embedder):

@@ -14,7 +14,7 @@ from uuid import UUID
 
 from app.db import DatabaseUnavailable, connection, transaction
 from app.ingest.commit import save_docs_to_multiple_collections
-from app.ingest.prepare import prepare
+from app.ingest.prepare import prepared
 from app.records.ingestions import claim
 from app.resources import open_resources
 from app.settings import load_settings
@@ -26,10 +26,9 @@ async def sleep_in_the_write(ingestion: UUID) -> str:
         async with connection(resources.pool) as conn:
             held = await claim(conn, ingestion, lease_seconds=settings.lease_seconds, worker="sleeper")
         assert held is not None
-        prepared = await prepare(resources, held)
         try:
-            async with transaction(resources.pool) as conn:
-                assert await save_docs_to_multiple_collections(conn, held, prepared)
+            async with prepared(resources, held) as file, transaction(resources.pool) as conn:
+                assert await save_docs_to_multiple_collections(conn, held, file)
                 os.kill(os.getpid(), signal.SIGSTOP)
         except DatabaseUnavailable:
             return "refused"

@@ -1,14 +1,17 @@
 """One file's way through the real pipeline."""
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 
+import anyio
 import pytest
 
 from app.blobs import BlobStore
 from app.ingest.outcomes import Completed, Failed, RetryLater
 from app.ingest.process import Processor
 from tests.ingest.conftest import TEXT, Workbench
+from tests.support.fake_openai import FakeOpenAI, Held
 
 
 async def test_a_file_in_three_stores_is_whole_in_each(bench: Workbench) -> None:
@@ -89,3 +92,29 @@ async def test_text_that_postgres_refuses_is_cleaned(bench: Workbench) -> None:
     text = TEXT + " before\x0b\x0cafter \ud800 end"
     ingestion = await bench.attach(await bench.file(text.encode("utf-8", "surrogatepass")), [store])
     assert isinstance(await bench.processor.process(ingestion), Completed)
+
+
+async def test_large_files_wait_for_each_other_and_small_ones_for_none(
+    paid: Workbench, provider: FakeOpenAI
+) -> None:
+    bench = paid.with_settings(large_file_bytes=100)  # of vectors of 16 bytes
+    store = await bench.store(model="text-embedding-3-small", dimensions=8)
+    first, second, small = [
+        await bench.attach(await bench.file(f"{name} " * words), [store])
+        for name, words in (("oak", 9000), ("elm", 9000), ("ash", 90))
+    ]
+    held = Held()
+    provider.for_word["oak"] = held
+    async with anyio.create_task_group() as group, asyncio.timeout(30):
+        group.start_soon(bench.processor.process, first)
+        await provider.arrived(1)
+        group.start_soon(bench.processor.process, second)
+        while (await bench.row(second)).stage != "extracting":
+            await asyncio.sleep(0.01)
+        assert isinstance(await bench.processor.process(small), Completed)
+        assert not any("elm" in text for request in provider.requests for text in request.texts)
+        assert bench.resources.large_file.locked()
+        held.release.set()
+    assert {(await bench.row(each)).state for each in (first, second)} == {"completed"}
+    assert not bench.resources.large_file.locked()
+    assert await bench.findings() == []

@@ -13,7 +13,7 @@ from app.ids import new_id
 from app.ingest.commit import save_docs_to_multiple_collections
 from app.ingest.maintenance import sweep
 from app.ingest.outcomes import Completed, Superseded
-from app.ingest.prepare import prepare
+from app.ingest.prepare import prepared
 from app.jobs import Retry
 from app.records.batches import cancel_batch, insert_batch
 from app.records.expired_leases import take_back_expired
@@ -59,14 +59,14 @@ async def test_a_worker_that_wakes_up_after_its_lease_writes_nothing(bench: Work
     async with connection(pool) as conn:
         frozen = await claim(conn, ingestion, lease_seconds=0.001, worker="frozen")
     assert frozen is not None
-    prepared = await prepare(bench.resources, frozen)
-    await take_back(bench)
-    async with transaction(pool) as conn:
-        assert await save_docs_to_multiple_collections(conn, frozen, prepared) is None
-    assert isinstance(await bench.processor.process(ingestion), Completed)
-    before = await bench.chunks(store)
-    async with transaction(pool) as conn:
-        assert await save_docs_to_multiple_collections(conn, frozen, prepared) is None
+    async with prepared(bench.resources, frozen) as file:
+        await take_back(bench)
+        async with transaction(pool) as conn:
+            assert await save_docs_to_multiple_collections(conn, frozen, file) is None
+        assert isinstance(await bench.processor.process(ingestion), Completed)
+        before = await bench.chunks(store)
+        async with transaction(pool) as conn:
+            assert await save_docs_to_multiple_collections(conn, frozen, file) is None
     assert await bench.chunks(store) == before
     row = await bench.row(ingestion)
     assert (row.fence, row.attempts, row.crashes) == (2, 2, 1)
@@ -229,9 +229,8 @@ async def test_a_verdict_whose_answer_was_lost_agrees_with_the_row(bench: Workbe
         held = await claim(conn, ingestion, lease_seconds=30, worker="w")
         assert held is not None
     if state == "completed":
-        prepared = await prepare(bench.resources, held)
-        async with transaction(bench.resources.pool) as conn:
-            assert await save_docs_to_multiple_collections(conn, held, prepared) == 1
+        async with prepared(bench.resources, held) as file, transaction(bench.resources.pool) as conn:
+            assert await save_docs_to_multiple_collections(conn, held, file) == 1
     async with transaction(bench.resources.pool) as conn:
         for _ in range(2):
             assert await fail(conn, held, code="attempts_exhausted", message="Lost.") is (state == "failed")

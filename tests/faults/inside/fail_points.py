@@ -81,7 +81,7 @@ POINTS = {
     "extracted": FailPoint(AFTER, "app.ingest.prepare", "_extract", "a file is read and cut"),
     "billed": FailPoint(BEFORE, "app.ingest.embedding", "keep_embedded", "vectors are paid for and not kept"),
     "kept": FailPoint(AFTER, "app.ingest.embedding", "_keep", "vectors are kept, some may be missing"),
-    "encoded": FailPoint(AFTER, "app.ingest.process", "prepare", "before the write"),
+    "encoded": FailPoint(AFTER, "app.ingest.prepare", "_embed", "before the write"),
     "locked": FailPoint(AFTER, "app.ingest.commit", "lock_claim", "in the write: the row is locked", with_effect),
     "cleared": FailPoint(AFTER, "app.ingest.commit", "delete_chunks", "in the write: old chunks are deleted"),
     "copied": FailPoint(AFTER, "app.ingest.commit", "copy_chunks", "in the write: the chunks are copied"),
