@@ -1,6 +1,5 @@
 """What both roots run on: pools, Redis, blob store, embedder, extractor; opened in order, closed in reverse."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ import anyio
 from app.blobs import BlobStore
 from app.db import Pool, close_pool, open_pool_patiently
 from app.doorbell import Doorbell
-from app.embedding import Embedder
+from app.embedding import Embedder, LargeFiles
 from app.extraction import ExtractionLimits, Extractor
 from app.jobs import ArqRedis, Budget, RedisSettings, connect_lazily
 from app.settings import QUEUE_NAME, Settings
@@ -26,8 +25,7 @@ class Resources:
     doorbell: Doorbell
     embedder: Embedder
     extractor: Extractor
-    large_file: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held by the one file in work whose vectors take much memory."""
+    large_files: LargeFiles = field(default_factory=LargeFiles)
 
 
 def _redis(settings: Settings) -> ArqRedis | None:

@@ -155,8 +155,8 @@ class Settings(BaseSettings):
     large_file_bytes: int = Field(
         64 * 1024**2,
         ge=0,
-        description="Of files whose vectors take more than this, a worker embeds and writes one at a time: it "
-        "holds them all in memory.",
+        description="Of files whose vectors take more than this, a worker has four in hand at most, one a "
+        "user's: it holds them in memory.",
     )
     database_patience_seconds: float = Field(
         30, ge=0, description="How long API and workers wait at their start for a Postgres that is away."

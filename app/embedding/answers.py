@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from app.embedding.faults import Fault
-from app.embedding.values import EmbeddingCredential, EmbeddingModel, Vectors
+from app.embedding.values import EmbeddingCredential, EmbeddingModel, Halves, Vectors, to_halves
 
 MOST_TOKENS = 1 << 31
 """Nobody bills more for one request; sums of it still fit into a bigint."""
@@ -18,7 +18,7 @@ MOST_TOKENS = 1 << 31
 class Answer:
     """The vectors of one request, in the order of its texts."""
 
-    vectors: Vectors  # (texts, dimensions), all finite
+    vectors: Halves  # (texts, dimensions), all finite as they came
     billed_tokens: int
 
 
@@ -81,15 +81,16 @@ def _row(entry: dict[str, Any]) -> Vectors:
     return row
 
 
-def _stacked(rows: list[Vectors]) -> Vectors:
+def _stacked(rows: list[Vectors]) -> Halves:
     if len({row.shape for row in rows}) > 1 or not rows[0].size:
         raise _GarbageError("vectors of no or of several lengths")
     vectors = np.stack(rows)
     if not np.isfinite(vectors).all():
         raise _GarbageError("numbers that are not finite")
-    if not vectors.any(axis=1).all():
+    halves = to_halves(vectors)
+    if not halves.any(axis=1).all():
         raise _GarbageError("a vector of nothing but zeros, which has no direction")
-    return vectors
+    return halves
 
 
 def _billed_tokens(answer: dict[str, Any]) -> int:

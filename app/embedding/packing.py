@@ -10,7 +10,7 @@ from itertools import accumulate, pairwise
 import numpy as np
 
 from app.embedding.answers import Answer
-from app.embedding.values import Answered, to_halves
+from app.embedding.values import Answered
 from app.errors import SluiceError, Unprocessable
 
 MAX_TOKENS = 250_000  # of the 300,000 that OpenAI allows a request
@@ -88,12 +88,9 @@ class Call:
             self._changed.set()
 
     def fill(self, part: "Part", answer: Answer, *, at: int, billed_tokens: int) -> None:
-        """Take this call's rows, from row `at`, out of the answer to a request that it shared.
-
-        A provider may be faster than whoever takes them; then all of a book wait here.
-        """
-        vectors = to_halves(answer.vectors[at : at + len(part)])
-        self._answered.append(Answered(range(part.start, part.stop), vectors, billed_tokens))
+        """Take this call's rows, from row `at`, out of the answer to a request that it shared."""
+        rows = range(part.start, part.stop)
+        self._answered.append(Answered(rows, answer.vectors[at : at + len(part)], billed_tokens))
         self._missing -= len(part)
         self._changed.set()
 

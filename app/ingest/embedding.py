@@ -23,7 +23,7 @@ ReportProgress = Callable[[int], Awaitable[None]]
 Bill = Callable[[Connection, int], Awaitable[None]]
 """Called with the tokens that were billed, in the transaction that keeps what they were billed for."""
 
-_HALF = "<f2"  # as they are kept: half of what providers send
+_HALF = "<f2"  # as they are kept, whatever the machine's byte order
 _FOUND_AT_ONCE = 5000
 _KEEP_AGAIN_SECONDS = 0.5
 
@@ -89,7 +89,7 @@ async def _keep(
     While Postgres is away this waits for it, as long as the attempt may take: what is under way would be paid for
     and lost. A COMMIT that was cut off may have taken effect, and then nothing is billed twice.
     """
-    embeddings = {digest: vector.tobytes() for digest, vector in fresh.items()}
+    embeddings = {digest: vector.astype(_HALF, copy=False).tobytes() for digest, vector in fresh.items()}
     is_repeated = False
     while True:
         try:

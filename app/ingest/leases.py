@@ -9,13 +9,13 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 
 import anyio
 import structlog
 
-from app.db import Connection, DatabaseUnavailable, Pool, connection, open_pool
+from app.db import DatabaseUnavailable, NoConnection, Pool, connection, open_pool
 from app.errors import Transient
 from app.records.expired_leases import give_back_unanswered
 from app.records.ingestions import Claim, extend_leases
@@ -74,8 +74,10 @@ class LeaseKeeper:
         self._lease_seconds = lease_seconds
         self._dead_loop_seconds = lease_seconds * 2 / 3
         self._soon = lease_seconds / _TICKS_A_LEASE
+        self._silence_seconds = max(1.0, lease_seconds / 6)
         self._name = name
         self._leases: set[Lease] = set()
+        self._claims: dict[object, float] = {}  # that wait for their answers, and since when
         self._doubts = Doubts()
         self._ticked_at = time.monotonic()
         self._ended = threading.Event()
@@ -96,12 +98,17 @@ class LeaseKeeper:
         """For a claim. If its answer is lost, Postgres may have made it, and nobody works on it: the beat gives it
         back. Otherwise its lease would have to end, and the file would be a crash nearer to being poison.
         """
-        began = time.monotonic()
+        claim_, began = object(), time.monotonic()
+        self._claims[claim_] = began
         try:
             yield
+        except NoConnection:  # so nothing was asked for
+            raise
         except DatabaseUnavailable:
             self._doubts.add(began)
             raise
+        finally:
+            del self._claims[claim_]
 
     @asynccontextmanager
     async def keeping(self) -> AsyncIterator[None]:
@@ -155,7 +162,15 @@ class LeaseKeeper:
             except Exception:  # the thread's boundary: without beats all work would be lost
                 logger.exception("leases not extended")
         if pool is not None:
-            pool.terminate()
+            await self._end(pool)
+
+    async def _end(self, pool: Pool) -> None:
+        """A last look, now that no claim waits for its answer; a second one, if this connection broke as well."""
+        for _ in range(2):
+            if (span := self._doubts.span) is not None:
+                with suppress(Transient):
+                    await self._settle_doubts(pool, span)
+        pool.terminate()
 
     async def _beat(self, pool: Pool) -> bool:
         """Extend all leases now, and cancel the work whose claim is gone; False if some are locked.
@@ -165,24 +180,35 @@ class LeaseKeeper:
         """
         leases = {(lease.held.ingestion_id, lease.held.fence): lease for lease in list(self._leases)}
         async with connection(pool) as conn:
-            ours = await extend_leases(conn, list(leases), lease_seconds=self._lease_seconds)
-            await self._give_back_unanswered(conn)
+            ours = await extend_leases(
+                conn, list(leases), lease_seconds=self._lease_seconds, timeout_seconds=self._silence_seconds
+            )
         for claim, lease in leases.items():
             if claim not in ours:
                 self._loop.call_soon_threadsafe(lease.scope.cancel)
+        span = self._doubts.span
+        if span is not None and self._knows_what_it_holds(span):
+            await self._settle_doubts(pool, span)
         return all(ours.values())
 
-    async def _give_back_unanswered(self, conn: Connection) -> None:
-        span, now = self._doubts.span, time.monotonic()
-        if span is None or now - span[1] < self._soon:  # who was answered just then may not hold it yet
-            return
-        given_back = await give_back_unanswered(
-            conn,
-            worker=self._name,
-            held=[(lease.held.ingestion_id, lease.held.fence) for lease in list(self._leases)],
-            from_seconds_ago=now - span[0] + _UNDER_WAY_SECONDS,
-            to_seconds_ago=now - span[1],
-        )
-        self._doubts.settle(span)
+    def _knows_what_it_holds(self, span: tuple[float, float]) -> bool:
+        """Whether each claim of that time has its answer, and the loop has had its turn to hold it."""
+        is_waiting = any(began <= span[1] for began in list(self._claims.values()))
+        return not is_waiting and self._ticked_at - span[1] > self._soon
+
+    async def _settle_doubts(self, pool: Pool, span: tuple[float, float]) -> None:
+        """Give back what was claimed in our name in that time, and what nobody holds here."""
+        now = time.monotonic()
+        async with connection(pool) as conn:
+            given_back = await give_back_unanswered(
+                conn,
+                worker=self._name,
+                held=[(lease.held.ingestion_id, lease.held.fence) for lease in list(self._leases)],
+                from_seconds_ago=now - span[0] + _UNDER_WAY_SECONDS,
+                to_seconds_ago=now - span[1],
+                timeout_seconds=self._silence_seconds,
+            )
+        if time.monotonic() - now < _UNDER_WAY_SECONDS:  # else Postgres may have reckoned back from too late
+            self._doubts.settle(span)
         if given_back:
             logger.warning("claims without an answer given back", ingestions=given_back)

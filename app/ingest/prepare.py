@@ -2,8 +2,9 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager, nullcontext
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
@@ -35,12 +36,12 @@ class PreparedFile:
 async def prepared(resources: Resources, held: Claim) -> AsyncIterator[PreparedFile]:
     """Extract, chunk and embed a claimed file, for as many models as its stores use: usually one.
 
-    Write it inside the block: a large file has its process's only place for such until the end of it.
+    Write it inside the block: a large file has one of its process's places for such until the end of it.
 
     Raises:
         Unprocessable: the file or the key is at fault; known as early as possible, before anything is parsed
             or paid for.
-        KeyBusy: the key is throttled; nothing has been done for the file.
+        KeyBusy: the key is throttled; it has not been asked for anything.
         Transient: a part failed that may heal.
     """
     try:
@@ -48,32 +49,43 @@ async def prepared(resources: Resources, held: Claim) -> AsyncIterator[PreparedF
     except (Unprocessable, Broken):
         await ring_for_next(resources, held.user_id)  # its turn is over as well
         raise
-    with ExitStack() as stack:
-        for credential in {order.credential for order in orders}:
-            stack.enter_context(resources.embedder.room_for(credential))
+    with ExitStack() as room:
+        _take_room(resources, orders, room)
         await ring_for_next(resources, held.user_id)
         texts = await _extract(resources, held)
         size_bytes = len(texts) * sum(vector_bytes(order.model.dimensions) for order in orders)
-        async with resources.large_file if size_bytes > resources.settings.large_file_bytes else nullcontext():
+        if size_bytes <= resources.settings.large_file_bytes:
             yield await _embed(resources, held, orders, texts)
+            return
+        room.close()  # who only waits must not keep it from others
+        await _report(resources, held, len(texts), done=0)
+        patience_seconds = resources.settings.job_timeout / 4
+        async with resources.large_files.place(held.user_id, patience_seconds=patience_seconds):
+            _take_room(resources, orders, room)
+            yield await _embed(resources, held, orders, texts)
+
+
+def _take_room(resources: Resources, orders: Sequence[EmbeddingOrder], room: ExitStack) -> None:
+    for credential in {order.credential for order in orders}:
+        room.enter_context(resources.embedder.room_for(credential))
+
+
+async def _report(resources: Resources, held: Claim, total: int, done: int) -> None:
+    try:
+        async with connection(resources.pool) as conn:
+            await note_progress(conn, held, stage="embedding", chunks_total=total, chunks_embedded=min(done, total))
+    except Transient as exc:  # what is under way is paid for; it is for show
+        logger.warning("progress not shown", ingestion=held.ingestion_id.hex, error=str(exc))
 
 
 async def _embed(
     resources: Resources, held: Claim, orders: Sequence[EmbeddingOrder], texts: Sequence[str]
 ) -> PreparedFile:
-    async def report(done: int) -> None:
-        try:
-            async with connection(resources.pool) as conn:
-                await note_progress(
-                    conn, held, stage="embedding", chunks_total=len(texts), chunks_embedded=min(done, len(texts))
-                )
-        except Transient as exc:  # what is under way is paid for; it is for show
-            logger.warning("progress not shown", ingestion=held.ingestion_id.hex, error=str(exc))
-
     async def bill(conn: Connection, tokens: int) -> None:
         if tokens:
             await note_billed(conn, held, tokens)
 
+    report = partial(_report, resources, held, len(texts))
     encoded = {}
     for order in orders:
         vectors = _handed_over(await embed_texts(resources, order, texts, report=report, bill=bill))

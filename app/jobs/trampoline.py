@@ -5,8 +5,8 @@ up among the functions that it was given and calls it with its own `ctx`.
 """
 
 import importlib
+import math
 from collections.abc import Callable
-from datetime import timedelta
 from typing import Any
 
 import rq
@@ -69,7 +69,7 @@ async def run_by_name(name: str, *args: Any, **kwargs: Any) -> Any:
     try:
         return await import_by_name(name)(ctx, *args, **kwargs)
     except Retry as retry:
-        return rq.Retry(max=5, interval=int(timedelta(seconds=retry.defer_seconds).total_seconds()))
+        return rq.Retry(max=5, interval=math.ceil(retry.defer_seconds))
     except Exception:
         if job is not None:
             job.retries_left = 0

@@ -58,6 +58,7 @@ async def give_back_unanswered(
     held: Sequence[tuple[UUID, int]],
     from_seconds_ago: float,
     to_seconds_ago: float,
+    timeout_seconds: float,
 ) -> int:
     """Queue again what `worker` claimed in that time without hearing of it: its connection broke at that moment.
 
@@ -79,5 +80,6 @@ async def give_back_unanswered(
         to_seconds_ago,
         [ingestion_id for ingestion_id, _ in held],
         [fence for _, fence in held],
+        timeout=timeout_seconds,
     )
     return len(rows)

@@ -229,7 +229,7 @@ async def claim(conn: Connection, ingestion_id: UUID, *, lease_seconds: float, w
 
 
 async def extend_leases(
-    conn: Connection, held: Sequence[tuple[UUID, int]], *, lease_seconds: float
+    conn: Connection, held: Sequence[tuple[UUID, int]], *, lease_seconds: float, timeout_seconds: float
 ) -> dict[tuple[UUID, int], bool]:
     """Extend the leases of (ingestion id, fence) pairs; of those that are still ours, whether it was extended.
 
@@ -252,7 +252,7 @@ async def extend_leases(
         lease_seconds,
         [ingestion_id for ingestion_id, _ in held],
         [fence for _, fence in held],
-        timeout=max(1.0, lease_seconds / 6),  # a connection that has gone silent must not stop all beats
+        timeout=timeout_seconds,  # a connection that has gone silent must not stop all beats
     )
     return {(row["id"], row["fence"]): row["is_extended"] for row in rows}
 

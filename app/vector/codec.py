@@ -68,13 +68,12 @@ def encode_chunks(
     for first in range(0, len(texts), _ENCODED_AT_ONCE):  # a whole copy of a large file's vectors would be too much
         block = halved(np.stack(list(islice(rest, _ENCODED_AT_ONCE))))
         width = vector_bytes(block.shape[1])
-        blob = block.astype(">f2").tobytes()
         vector_head = struct.pack("!ihh", 4 + width, block.shape[1], 0)
-        for number, text in enumerate(texts[first : first + _ENCODED_AT_ONCE]):
+        pairs = zip(texts[first : first + _ENCODED_AT_ONCE], block.astype(">f2"), strict=True)
+        for number, (text, vector) in enumerate(pairs, first):
             content = text.encode()
-            vector = blob[number * width : (number + 1) * width]
-            place = struct.pack("!ii", first + number, len(content))
-            rows.append(b"".join((start, place, content, vector_head, vector)))
+            place = struct.pack("!ii", number, len(content))
+            rows.append(b"".join((start, place, content, vector_head, vector.tobytes())))
             size_bytes += len(content) + width
     return EncodedChunks(tuple(rows), size_bytes)
 

@@ -6,6 +6,7 @@ Methods", SIGIR 2009, k = 60; divided by its greatest possible value, so that sc
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 import numpy as np
@@ -88,7 +89,7 @@ async def search_store(
     conn: Connection,
     target: SearchTarget,
     *,
-    vector: NDArray[np.float32],
+    vector: NDArray[np.floating[Any]],
     query: str,
     weights: SearchWeights,
     filters: Mapping[str, object] | None,

@@ -9,6 +9,8 @@ import pytest
 from pydantic import SecretStr
 
 from app.embedding import EmbeddingCredential, EmbeddingModel
+from app.embedding.answers import Answer
+from app.embedding.packing import Call, Part
 from app.errors import Transient, Unprocessable
 from tests.embedding.conftest import MODEL, credential, expected
 from tests.support import fake_openai
@@ -345,3 +347,15 @@ async def test_a_missing_key_is_refused(embedder):
         await embedder.embed(["a"], model=MODEL, credential=None)
 
     assert refused.value.failure == "no_embedding_key"
+
+
+async def test_what_has_come_meanwhile_goes_on_in_pieces_each_text_once():
+    call = Call([str(number) for number in range(5000)])
+    answer = Answer(np.arange(5000, dtype=np.float16).reshape(-1, 1), billed_tokens=5000)
+    for start in range(0, 5000, 1000):
+        call.fill(Part(call, start, start + 1000), answer, at=start, billed_tokens=1000)
+    pieces = [piece async for piece in call.answers()]
+    assert [len(piece.rows) for piece in pieces] == [2000, 2000, 1000]
+    assert [row for piece in pieces for row in piece.rows] == list(range(5000))
+    np.testing.assert_array_equal(np.concatenate([piece.vectors for piece in pieces]), answer.vectors)
+    assert sum(piece.billed_tokens for piece in pieces) == 5000

@@ -203,7 +203,7 @@ class Ingestions(RuleBasedStateMachine):
     async def _beat(self) -> set[tuple[UUID, int]]:
         async with self.conn() as conn:
             held = [(each.ingestion_id, each.fence) for each in self.held]
-            return set(await extend_leases(conn, held, lease_seconds=LEASE_SECONDS))
+            return set(await extend_leases(conn, held, lease_seconds=LEASE_SECONDS, timeout_seconds=10))
 
     @precondition(lambda self: self.model.ingestions)
     @rule(number=PICK)

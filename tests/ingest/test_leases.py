@@ -184,7 +184,7 @@ async def test_a_claim_whose_answer_is_lost_costs_neither_a_lease_nor_a_crash(
         wire.reset()
         with pytest.raises(DatabaseUnavailable):
             await claiming
-        assert (await bench.row(ingestion)).state == "running"
+        assert (await bench.row(ingestion)).started_at is not None, "it was claimed"
         while (await bench.row(ingestion)).state == "running":  # nobody sweeps here
             await asyncio.sleep(0.01)
         row = await bench.row(ingestion)
@@ -193,9 +193,9 @@ async def test_a_claim_whose_answer_is_lost_costs_neither_a_lease_nor_a_crash(
     assert await bench.findings() == []
 
 
-async def test_what_was_claimed_when_no_answer_was_lost_is_left_alone(bench: Workbench) -> None:
+async def test_of_what_was_claimed_only_what_nobody_holds_is_given_back(bench: Workbench) -> None:
     store = await bench.store()
-    held, predecessors, others = [await bench.attach(await bench.file(f"{n}"), [store]) for n in range(3)]
+    predecessors, held, others, lost = [await bench.attach(await bench.file(f"{n}"), [store]) for n in range(4)]
     name = bench.processor.name
 
     async def claimed(ingestion: UUID, worker: str) -> tuple[UUID, int]:
@@ -205,14 +205,32 @@ async def test_what_was_claimed_when_no_answer_was_lost_is_left_alone(bench: Wor
         return ingestion, claim_.fence
 
     await claimed(predecessors, name)  # a worker of this name that died; its file may be what killed it
-    began = await bench.sql("SELECT clock_timestamp()")
+    await bench.sql(
+        "UPDATE ingestions SET started_at = started_at - interval '1 minute' WHERE id = $1", predecessors
+    )
     known = await claimed(held, name)
     await claimed(others, "another")
-    ago = await bench.sql("SELECT extract(epoch FROM clock_timestamp() - $1)::float8", began)
-    assert isinstance(ago, float)
+    await claimed(lost, name)
     async with connection(bench.resources.pool) as conn:
         given_back = await give_back_unanswered(
-            conn, worker=name, held=[known], from_seconds_ago=ago, to_seconds_ago=0.0
+            conn, worker=name, held=[known], from_seconds_ago=30.0, to_seconds_ago=0.0, timeout_seconds=10
         )
-    assert given_back == 0
-    assert await bench.sql("SELECT count(*) FROM ingestions WHERE state = 'running'") == 3
+    assert given_back == 1
+    assert (await bench.row(lost)).state == "queued"
+
+
+async def test_a_claim_that_is_lost_at_the_very_end_is_given_back(bench: Workbench) -> None:
+    ingestion = await bench.attach(await bench.file(), [await bench.store()])
+    async with bench.from_afar() as (far, wire), asyncio.timeout(20):
+        async with far.processor.keeping_leases():
+            ours = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'sluice-leases%'"
+            while await bench.sql(ours) != 1:
+                await asyncio.sleep(0.01)
+            wire.answer_to_swallow = b"a.txt"
+            claiming = asyncio.ensure_future(far.processor.process(ingestion))
+            while wire.answer_to_swallow is not None:
+                await asyncio.sleep(0.01)
+            wire.reset()  # the beat's connection as well
+            with pytest.raises(DatabaseUnavailable):
+                await claiming
+        assert (await bench.row(ingestion)).state == "queued"

@@ -109,12 +109,26 @@ async def test_large_files_wait_for_each_other_and_small_ones_for_none(
         group.start_soon(bench.processor.process, first)
         await provider.arrived(1)
         group.start_soon(bench.processor.process, second)
-        while (await bench.row(second)).stage != "extracting":
+        while (await bench.row(second)).stage != "embedding":
             await asyncio.sleep(0.01)
         assert isinstance(await bench.processor.process(small), Completed)
         assert not any("elm" in text for request in provider.requests for text in request.texts)
-        assert bench.resources.large_file.locked()
         held.release.set()
     assert {(await bench.row(each)).state for each in (first, second)} == {"completed"}
-    assert not bench.resources.large_file.locked()
     assert await bench.findings() == []
+
+
+async def test_a_large_file_that_finds_no_place_waits_at_no_attempts_cost(
+    paid: Workbench, provider: FakeOpenAI
+) -> None:
+    bench = paid.with_settings(large_file_bytes=0, job_timeout=4)  # so it waits for a second
+    store = await bench.store(model="text-embedding-3-small", dimensions=8)
+    ingestion = await bench.attach(await bench.file(), [store])
+    async with bench.resources.large_files.place(bench.owner.user_id, patience_seconds=1):
+        assert isinstance(await bench.processor.process(ingestion), RetryLater)
+    row = await bench.row(ingestion)
+    assert (row.state, row.attempts) == ("queued", 0)
+    assert "large files" in (row.error_message or "")
+    assert provider.requests == []
+    await bench.sql("UPDATE ingestions SET next_run_at = now()")
+    assert isinstance(await bench.processor.process(ingestion), Completed)
